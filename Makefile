@@ -1,0 +1,54 @@
+# One entry point for every chore. `make help` lists them.
+# Needs Python 3.11+, git and make; everything else goes into .venv.
+
+PYTHON  ?= python3
+BACKEND ?= native
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+# Parallel tests: one worker per processor, at most four (engines are started for real).
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+
+.PHONY: help install demo test lint format bench docs lock schemas clean
+
+help: ## list the chores
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv with .venv/bin/reconcile, from the hash-locked requirements
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (set PYTHON=...)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install ## a node pulls, plans, downloads, verifies, starts, validates, serves, swaps and goes back (BACKEND=native|docker|podman)
+	@$(BIN)/python examples/demo.py --backend $(BACKEND)
+
+test: install ## every test that this machine can run, in parallel, with the coverage floor
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered $(ARGS)
+
+lint: install ## style, types, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: install ## rewrite in the project's style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: install ## measure (ONLY=name for one); writes benchmarks/results.json and RESULTS.md
+	@$(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY))
+
+docs: install ## write the generated references (JSON Schemas, command line)
+	@$(BIN)/python -m schemas.publish
+
+lock: ## resolve the locked requirements again (needs uv)
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-package inference-reconciler --extra dev pyproject.toml -o requirements.lock
+
+clean: ## remove what the chores made
+	@rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage*

@@ -1,0 +1,31 @@
+"""`make bench`: runs the benchmarks (all, or one by the name of its figure) and makes the report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> int:
+    """Run and report; the exit code is pytest's."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="name of one figure")
+    arguments = parser.parse_args()
+    options = [str(FOLDER), "-q", "-s", "-p", "no:cacheprovider", "-o", "python_files=bench_*.py", "--timeout=1800"]
+    if arguments.only:
+        options += ["-k", arguments.only]
+    code = pytest.main(options)
+    if code == pytest.ExitCode.OK:
+        from benchmarks import report
+
+        report.main()
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

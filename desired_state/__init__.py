@@ -1,0 +1,1 @@
+"""Where desired state comes from and why it may be believed: git, signatures, trust, authoring."""

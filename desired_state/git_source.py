@@ -1,0 +1,338 @@
+"""Git as the source: one cheap question per poll, a bounded fetch when something moved, files read from objects.
+
+Nothing is ever checked out, so that no filter, hook, attribute or submodule has a say. What arrives is only bytes;
+whether they are believed is decided in `desired_state.trust`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from desired_state.files import MAX_ENTRIES, check_path
+from desired_state.git_safety import check_address, check_branch, environment, scrub, transport_options
+from schemas.digests import digest_text, short
+from schemas.errors import LimitExceeded, MalformedDocument, MissingDocument, SourceUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from schemas.ports import Completed, Ports
+
+ACCEPTED: Final = "refs/reconcile/accepted/"
+"""Refs of the mirror that keep the commits of accepted snapshots from being cleaned up."""
+FETCHED: Final = "refs/reconcile/fetched/"
+"""Refs of the mirror for what each repository showed last."""
+
+_ROOT: Final = Path("/")
+"""Where git runs: in no repository, so that no repository's configuration applies."""
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_LOCAL_TIMEOUT: Final = 30.0
+"""Seconds for reading objects of the mirror: a thousand times what it takes."""
+_PATHS: Final = 256
+"""Paths asked for in one call: at 255 characters each within the bounds of a command line."""
+_BATCH: Final = 2**26
+"""Bytes of content read in one call, unless a single file is larger."""
+_ENTRY: Final = 400
+"""Bytes of one line about a path: mode, type, digest, size, and a path of 255."""
+
+
+@dataclass(frozen=True, slots=True)
+class GitSettings:
+    """Bounds, and where the owner's settings come from."""
+
+    timeout: float
+    """Seconds of one git operation."""
+    max_bytes: int
+    """Bytes of one fetch."""
+    environment: Mapping[str, str]
+    """The agent's own environment: credential helpers, proxies and SSH settings are taken from it."""
+
+
+class GitSource:
+    """A network's repositories, through git.
+
+    Args:
+        ports: the outside.
+        settings: bounds.
+    """
+
+    def __init__(self, ports: Ports, settings: GitSettings) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._environment = environment(settings.environment)
+
+    def head(self, url: str, branch: str) -> str:
+        """The commit at the tip of a branch: one bare `git ls-remote` (4 ms where the repository is local).
+
+        Raises:
+            SourceUnreachable: the repository does not answer, or has no such branch.
+            ConfigError: the address or the branch is not one.
+        """
+        ref = f"refs/heads/{check_branch(branch)}"
+        options = transport_options(check_address(url))
+        done = self._git(("ls-remote", "--quiet", *options, "--", url, ref), url, timeout=self._settings.timeout)
+        if done.returncode != 0:
+            raise SourceUnreachable(f"{scrub(url)}: {_words(done)}")
+        for line in done.stdout.decode(errors="replace").splitlines():
+            commit, _, name = line.partition("\t")
+            if name == ref and _COMMIT.fullmatch(commit):
+                return commit
+        raise SourceUnreachable(f"{scrub(url)} has no branch {branch!r}")
+
+    def fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None = None) -> str:
+        """Bring the tip of a branch, without its history, into a bare repository.
+
+        Args:
+            url: the repository.
+            branch: the branch.
+            into: the mirror, or a scratch folder; made if it is not there.
+            borrow: a mirror whose objects need not be fetched again. Nothing is written to it (I9).
+
+        Returns:
+            The commit that was fetched: the branch may have moved since `head`.
+
+        Raises:
+            SourceUnreachable: the repository does not answer, is too slow, or has no such branch.
+            LimitExceeded: it sends more than it may.
+            MalformedDocument: it sends objects that git itself refuses.
+            ConfigError: the address or the branch is not one.
+        """
+        request = {
+            "url": check_address(url),
+            "branch": check_branch(branch),
+            "into": str(into),
+            "borrow": str(borrow) if borrow is not None else "",
+            "ref": FETCHED + short(digest_text(f"{url} {branch}"), 16),
+            "maxBytes": self._settings.max_bytes,
+        }
+        # A process of its own: GitPython leaks in long-running ones, and limits on memory and file size can be set.
+        command = (sys.executable, "-P", "-m", "desired_state.git_fetch")
+        package = str(Path(__file__).resolve().parent.parent)
+        done = self._run(
+            command, url, stdin=json.dumps(request).encode(), extra={"PYTHONPATH": package}, max_output=2**16
+        )
+        return _fetched(done, url)
+
+    def has(self, repository: Path, commit: str) -> bool:
+        """Whether a commit is in a local repository."""
+        if not repository.is_dir() or not _COMMIT.fullmatch(commit):
+            return False
+        return self._git((f"--git-dir={repository}", "cat-file", "-e", f"{commit}^{{tree}}"), "").returncode == 0
+
+    def keep(self, repository: Path, commits: Iterable[str]) -> None:
+        """Keep exactly these commits in the mirror, besides what each repository showed last.
+
+        Args:
+            repository: the mirror.
+            commits: commits of the snapshots that may still be needed.
+
+        Raises:
+            SourceUnreachable: the mirror is damaged.
+        """
+        wanted = {ACCEPTED + commit: commit for commit in commits}
+        git_dir = f"--git-dir={repository}"
+        listed = self._checked((git_dir, "for-each-ref", "--format=%(refname)", ACCEPTED), repository)
+        present = listed.stdout.decode().split()
+        lines = [f"delete {ref}" for ref in present if ref not in wanted]
+        lines += [f"update {ref} {commit}" for ref, commit in sorted(wanted.items()) if ref not in present]
+        if lines:
+            self._checked((git_dir, "update-ref", "--stdin"), repository, stdin="\n".join([*lines, ""]).encode())
+
+    def files(self, repository: Path, commit: str) -> CommitFiles:
+        """The files of one commit.
+
+        Args:
+            repository: a local repository that has it.
+            commit: its id.
+        """
+        return CommitFiles(self, repository, commit)
+
+    # --- calling git ----------------------------------------------------------------------------------------------
+
+    def objects(
+        self, repository: Path, arguments: Sequence[str], *, stdin: bytes = b"", max_output: int = 2**20
+    ) -> bytes:
+        """What a git command prints about objects of a local repository.
+
+        Raises:
+            SourceUnreachable: the repository is damaged.
+        """
+        command = (f"--git-dir={repository}", *arguments)
+        return self._checked(command, repository, stdin=stdin, max_output=max_output).stdout
+
+    def _checked(
+        self, arguments: Sequence[str], repository: Path, *, stdin: bytes = b"", max_output: int = 2**20
+    ) -> Completed:
+        done = self._git(arguments, str(repository), stdin=stdin, max_output=max_output)
+        if done.returncode != 0:
+            raise SourceUnreachable(
+                f"{repository}: {_words(done)}", hint="the mirror can be removed; it is fetched again"
+            )
+        return done
+
+    def _git(
+        self,
+        arguments: Sequence[str],
+        subject: str,
+        *,
+        stdin: bytes = b"",
+        timeout: float = _LOCAL_TIMEOUT,
+        max_output: int = 2**20,
+    ) -> Completed:
+        return self._run(("git", *arguments), subject, stdin=stdin, timeout=timeout, max_output=max_output)
+
+    def _run(
+        self,
+        command: Sequence[str],
+        subject: str,
+        *,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        max_output: int,
+        extra: Mapping[str, str] | None = None,
+    ) -> Completed:
+        bound = self._settings.timeout if timeout is None else timeout
+        try:
+            return self._ports.processes.run(
+                command,
+                timeout=bound,
+                max_output=max_output,
+                env={**self._environment, **(extra or {})},
+                cwd=_ROOT,
+                stdin=stdin,
+            )
+        except TimeoutError as error:
+            raise SourceUnreachable(f"{scrub(subject)}: no answer within {bound:g} seconds") from error
+        except OverflowError as error:
+            raise SourceUnreachable(f"{scrub(subject)}: git printed more than {max_output} bytes") from error
+        except OSError as error:
+            raise SourceUnreachable(f"git cannot be started: {error.strerror}", hint="install git") from error
+
+
+def _words(done: Completed) -> str:
+    return scrub(done.stderr.decode(errors="replace")) or f"git ended with status {done.returncode}"
+
+
+def _fetched(done: Completed, url: str) -> str:
+    """The commit that the child fetched, or its error."""
+    try:
+        answer = json.loads(done.stdout)
+        commit, kind, message = (str(answer.get(key, "")) for key in ("commit", "kind", "message"))
+    except (ValueError, AttributeError) as error:
+        raise SourceUnreachable(f"{scrub(url)}: the fetch broke off: {_words(done)}") from error
+    if _COMMIT.fullmatch(commit):
+        return commit
+    if kind == "limit":
+        raise LimitExceeded(message, file=scrub(url))
+    if kind == "refused":
+        raise MalformedDocument(message, file=scrub(url))
+    raise SourceUnreachable(f"{scrub(url)}: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Blob:
+    """One entry of a tree."""
+
+    mode: str
+    object: str
+    size: int
+    name: str
+
+
+_KINDS: Final = {"120000": "a symbolic link", "160000": "a submodule", "040000": "a folder"}
+
+
+class CommitFiles:
+    """The files of one commit, read from git objects: a `DocumentFiles`."""
+
+    def __init__(self, source: GitSource, repository: Path, commit: str) -> None:
+        self._source = source
+        self._repository = repository
+        self.commit = commit
+
+    def read(self, path: str, limit: int) -> bytes:
+        """As `DocumentFiles.read`."""
+        return self.read_many({path: limit})[path]
+
+    def read_many(self, wanted: Mapping[str, int]) -> dict[str, bytes]:
+        """As `DocumentFiles.read_many`: two git processes for some hundreds of files."""
+        found: dict[str, bytes] = {}
+        paths = [check_path(path) for path in wanted]
+        for start in range(0, len(paths), _PATHS):
+            chunk = paths[start : start + _PATHS]
+            entries = {entry.name: entry for entry in self._tree(chunk)}
+            blobs = [_regular(entries.get(path), path, wanted[path]) for path in chunk]
+            for batch in _batches(blobs):
+                found.update(self._contents(batch))
+        return found
+
+    def list(self, folder: str) -> tuple[str, ...]:
+        """As `DocumentFiles.list`."""
+        prefix = check_path(folder) + "/"
+        entries = self._tree([prefix], limit=MAX_ENTRIES)
+        if len(entries) > MAX_ENTRIES:
+            raise LimitExceeded(f"has more than {MAX_ENTRIES} entries", file=folder)
+        return tuple(sorted(entry.name.removeprefix(prefix) for entry in entries if entry.mode.startswith("100")))
+
+    def _tree(self, paths: Sequence[str], limit: int = _PATHS) -> tuple[_Blob, ...]:
+        arguments = ("ls-tree", "-z", "-l", "--full-tree", self.commit, "--", *paths)
+        try:
+            printed = self._source.objects(self._repository, arguments, max_output=(limit + 1) * _ENTRY)
+        except SourceUnreachable as error:
+            if isinstance(error.__cause__, OverflowError):
+                raise LimitExceeded("has too many entries", file=paths[0]) from error
+            raise
+        return tuple(_entry(line) for line in printed.decode(errors="replace").split("\0") if line)
+
+    def _contents(self, blobs: Sequence[_Blob]) -> Iterator[tuple[str, bytes]]:
+        asked = "".join(f"{blob.object}\n" for blob in blobs).encode()
+        bound = sum(blob.size for blob in blobs) + _ENTRY * len(blobs)
+        printed = self._source.objects(self._repository, ("cat-file", "--batch"), stdin=asked, max_output=bound)
+        position = 0
+        for blob in blobs:
+            header = f"{blob.object} blob {blob.size}\n".encode()
+            start = position + len(header)
+            position = start + blob.size + 1
+            if not printed.startswith(header, start - len(header)) or printed[position - 1 : position] != b"\n":
+                raise SourceUnreachable(
+                    f"{self._repository}: the object of {blob.name} is damaged",
+                    hint="the mirror can be removed; it is fetched again",
+                )
+            yield blob.name, printed[start : start + blob.size]
+
+
+def _entry(line: str) -> _Blob:
+    """One line of `git ls-tree -l`: mode, type, object and size, then a tab and the path."""
+    head, _, name = line.partition("\t")
+    mode, _, digest, size = head.split()
+    return _Blob(mode, digest, int(size) if size.isdigit() else 0, name)
+
+
+def _regular(entry: _Blob | None, path: str, limit: int) -> _Blob:
+    if entry is None:
+        raise MissingDocument("is not in the repository", file=path)
+    if not entry.mode.startswith("100"):
+        kind = _KINDS.get(entry.mode, "something else")
+        raise MissingDocument(f"is {kind} where a regular file should be", file=path)
+    if entry.size > limit:
+        raise LimitExceeded(f"has {entry.size} bytes, and at most {limit} are read", file=path)
+    return entry
+
+
+def _batches(blobs: Sequence[_Blob]) -> Iterator[list[_Blob]]:
+    """Groups of blobs that are read in one call, bounded in bytes."""
+    batch: list[_Blob] = []
+    size = 0
+    for blob in blobs:
+        if batch and size + blob.size > _BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(blob)
+        size += blob.size
+    if batch:
+        yield batch

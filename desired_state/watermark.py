@@ -1,0 +1,106 @@
+"""The high-water mark: the newest accepted snapshot, kept twice so that rollback protection survives one loss.
+
+One copy is a file beside the journal, the other lies in the journal. Which of them is lost, and whether there ever was
+one, is decided here from plain values; who reads the journal is not our concern.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from desired_state import document
+from schemas.base import Count, Digest, Frozen, Positive
+from schemas.errors import DocumentError, MarkLost, StateCorrupt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from schemas.ports import Files
+
+_LIMIT: Final = 4096
+"""Bytes of the file: it holds 130."""
+
+
+class Mark(Frozen):
+    """Where the newest accepted snapshot stands, and what it is."""
+
+    epoch: Count
+    """Epoch of the snapshot."""
+    sequence: Positive
+    """Its sequence within the epoch."""
+    digest: Digest
+    """Its content digest: the same position with another digest is equivocation."""
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(epoch, sequence): what marks are compared by."""
+        return (self.epoch, self.sequence)
+
+
+class MarkFile:
+    """The copy of the mark that lies beside the journal.
+
+    Args:
+        path: the file `mark` of the state directory.
+        files: durable writes.
+    """
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self._path = path
+        self._files = files
+
+    def read(self) -> Mark | None:
+        """The mark; None when this copy is lost: no file, or not one that was written here.
+
+        Raises:
+            StateCorrupt: the file is there and cannot be read.
+        """
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            with os.fdopen(descriptor, "rb") as file:
+                content = file.read(_LIMIT + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateCorrupt(f"{self._path}: {error.strerror}", hint="its owner must be able to read it") from error
+        try:
+            return document.load_json(content, Mark, file=str(self._path), limit=_LIMIT)
+        except DocumentError:
+            return None  # a damaged copy is a lost copy; `reconcile_marks` decides what that means
+
+    def write(self, mark: Mark) -> None:
+        """Replace this copy, durably."""
+        self._files.write(self._path, mark.to_json().encode() + b"\n", mode=0o600)
+
+
+def reconcile_marks(file_mark: Mark | None, journal_mark: Mark | None, *, accepted_before: bool) -> Mark | None:
+    """The mark that counts: the higher of the two copies.
+
+    Args:
+        file_mark: the copy in the file.
+        journal_mark: the copy in the journal.
+        accepted_before: whether anything in the state directory says that this node accepted a snapshot once.
+
+    Returns:
+        The mark, None on a node that never accepted anything. Where it differs from a copy, the caller writes it there.
+
+    Raises:
+        MarkLost: both copies are gone on a node that had them.
+        StateCorrupt: both copies name the same position with different digests.
+    """
+    copies = [mark for mark in (file_mark, journal_mark) if mark is not None]
+    if not copies:
+        if accepted_before:
+            raise MarkLost(
+                "both copies of the high-water mark are gone: an old snapshot could not be told from a new one",
+                hint="compare the newest snapshot with another node, then run `reconcile init --accept-current`",
+            )
+        return None
+    highest = max(copies, key=lambda mark: mark.position)
+    if any(mark.position == highest.position and mark.digest != highest.digest for mark in copies):
+        raise StateCorrupt(
+            f"the two copies of the high-water mark disagree on sequence {highest.sequence}",
+            hint="compare with another node, then run `reconcile init --accept-current`",
+        )
+    return highest

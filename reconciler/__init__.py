@@ -1,0 +1,1 @@
+"""The decision and the loop: observe, plan, apply, journal, watch, and the command line."""

@@ -1,0 +1,428 @@
+"""The node's own commands: the pass, the daemon, and everything that looks at them."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reconciler.cli import wiring
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from reconciler.journal import Journal
+    from reconciler.loop import PassResult, Reconciler
+    from reconciler.state_dir import StateDir
+    from reconciler.watch import Wake
+    from schemas.node import NodeConfig
+    from schemas.plan import Plan
+    from schemas.status import NodeStatus
+
+config_option = click.option(
+    "--config",
+    "-c",
+    "config_file",
+    type=click.Path(),
+    help="The node's configuration (default: /etc/reconcile/node.yaml).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON with a formatVersion.")
+
+
+# --- the pass and the daemon --------------------------------------------------------------------------------------
+
+
+def run_pass(*, config_file: str | None, watch: bool, interval: int | None, as_json: bool) -> int:
+    """One pass, or passes until stopped; returns the exit code."""
+    gc.enable()
+    from reconciler.watch import Wake
+
+    path = wiring.config_path(config_file)
+    wake = Wake()
+    wake.on_signals()
+    if watch:
+        return _watch(path, wake, interval, as_json=as_json)
+    config = wiring.load_config(path)
+    with _state(config).lock(), _opened(config, wake, as_json=as_json) as (reconciler, _):
+        result = reconciler.run_pass()
+    _report(result, as_json=as_json)
+    return result.exit_code
+
+
+def _watch(path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> int:
+    import logging
+
+    from reconciler.triggers import triggers
+    from reconciler.watch import watch
+    from runtime.host import SystemClock, SystemRandomness
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # It reports every file that changes; what comes of that is in our own lines.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    while not wake.is_set():
+        wake.reload = False
+        config = wiring.load_config(path)
+        urls = [repository.url for repository in config.repositories]
+        state = _state(config)
+        with state.lock(), triggers(wake, state, urls), _opened(config, wake, as_json=as_json) as (reconciler, _):
+            watch(
+                reconciler.run_pass,
+                wake=wake,
+                interval=interval or config.interval,
+                clock=SystemClock(),
+                randomness=SystemRandomness(),
+                reported=_Changes(as_json=as_json),
+            )
+    return 0
+
+
+class _Changes:
+    """Logs what changed between passes, and nothing when nothing did."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._before: dict[str, str] = {}
+
+    def __call__(self, result: PassResult) -> None:
+        import logging
+
+        for condition in result.status.conditions:
+            now = f"{condition.status} {condition.reason}: {condition.message}"
+            if self._before.get(condition.type) != now:
+                self._before[condition.type] = now
+                logging.getLogger("reconcile").info("%s %s", condition.type, now)
+
+
+class _opened:  # noqa: N801 - reads as the context manager that it is
+    """A wired reconciler, with its display; closes its journal."""
+
+    def __init__(self, config: NodeConfig, wake: Wake, *, as_json: bool) -> None:
+        self._config, self._wake, self._as_json = config, wake, as_json
+
+    def __enter__(self) -> tuple[Reconciler, Journal]:
+        from reconciler.cli.progress import display
+        from reconciler.loop import Reconciler
+
+        self._display = display(as_json=self._as_json)
+        self._journal = wiring.open_journal(_state(self._config), readonly=False)
+        ports = wiring.host(self._wake)
+        self._journal.close_interrupted(ports.clock.now())
+        node = wiring.build_node(self._config, self._journal, ports=ports, progress=self._display.advance)
+        self._display.__enter__()
+        return Reconciler(node, wiring.build_source(node), self._display), self._journal
+
+    def __exit__(self, *trace: object) -> None:
+        self._display.__exit__(None, None, None)
+        self._journal.close()
+
+
+def _report(result: PassResult, *, as_json: bool) -> None:
+    from reconciler.cli.render import plan_text, summary_text
+
+    if as_json:
+        click.echo(result.status.to_json())
+        return
+    if not result.outcomes and not result.plan.held:
+        click.echo(plan_text(result.plan))
+    click.echo(summary_text(result.status))
+
+
+# --- plan and apply -----------------------------------------------------------------------------------------------
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--out", type=click.Path(dir_okay=False), help="Save the plan for `reconcile apply`.")
+@click.option("--detailed-exitcode", is_flag=True, help="Exit 2 when changes are pending.")
+@click.option(
+    "--snapshot", "draft", type=click.Path(exists=True, file_okay=False), help="Plan an unsigned working copy."
+)
+def plan(config_file: str | None, as_json: bool, out: str | None, detailed_exitcode: bool, draft: str | None) -> None:
+    """Show what would be done, and why. Changes nothing."""
+    config = wiring.load_config(wiring.config_path(config_file))
+    made, refusal = _make_plan(config, draft)
+    if out is not None:
+        Path(out).write_text(made.to_json() + "\n", encoding="utf-8")
+    if as_json:
+        click.echo(made.to_json())
+    else:
+        from reconciler.cli.render import plan_text
+
+        click.echo(plan_text(made))
+        if out is not None:
+            click.echo(f"\nSaved to {out}; run `reconcile apply {out}`.")
+    if refusal is not None:
+        raise refusal
+    pending = {held.reason for held in made.held} & {"Suspended", "OutsideWindow"}
+    if detailed_exitcode and (made.actions or pending):
+        sys.exit(2 if made.actions else 5)
+
+
+def _make_plan(config: NodeConfig, folder: str | None) -> tuple[Plan, Exception | None]:
+    from tempfile import TemporaryDirectory
+
+    from reconciler.planner import plan as make
+    from reconciler.preview import preview, preview_folder
+
+    with closing(wiring.open_journal(_state(config), readonly=True)) as journal:
+        ports = wiring.host()
+        now = ports.clock.now()
+        with TemporaryDirectory(prefix="reconcile-plan-") as scratch:
+            if folder is not None:
+                seen = preview_folder(config, Path(folder))
+            else:
+                git = Path(scratch) / "repo.git"
+                seen = preview(config, journal, ports=ports, scratch=git, agent=wiring.agent_version(), now=now)
+        node = wiring.build_node(config, journal, ports=ports, progress=_silent, overlay=seen.documents)
+        desired, observed = node.look(seen.digest, verified=seen.verified, cleared=seen.cleared)
+        return make(desired, observed, config, now), seen.refusal
+
+
+def _silent(subject: str, done: int, total: int) -> None:
+    pass
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@config_option
+@json_option
+def apply(file: str, config_file: str | None, as_json: bool) -> None:
+    """Carry out a saved plan, if it is still what would be done."""
+    from reconciler.watch import Wake
+    from schemas.errors import StalePlan
+    from schemas.plan import Plan
+
+    config = wiring.load_config(wiring.config_path(config_file))
+    try:
+        expected = Plan.model_validate_json(Path(file).read_bytes())
+    except ValueError as error:
+        raise StalePlan(f"{file} is not a plan of this version", hint="run `reconcile plan --out FILE`") from error
+    if expected.draft:
+        raise StalePlan(f"{file} was made from an unsigned working copy: a draft is never applied")
+    wake = Wake()
+    wake.on_signals()
+    with _state(config).lock(), _opened(config, wake, as_json=as_json) as (reconciler, _):
+        result = reconciler.run_pass(expected=expected)
+    _report(result, as_json=as_json)
+    sys.exit(result.exit_code)
+
+
+# --- looking ------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@config_option
+@json_option
+def status(config_file: str | None, as_json: bool) -> None:
+    """Show what the node is, what serves, and why."""
+    seen = _status(config_file)
+    if as_json:
+        click.echo(seen.to_json())
+        return
+    from reconciler.cli.render import status_text
+
+    click.echo(status_text(seen, _now()))
+
+
+@click.command()
+@config_option
+@json_option
+def models(config_file: str | None, as_json: bool) -> None:
+    """List the node's models and their states."""
+    seen = _status(config_file)
+    if as_json:
+        click.echo(json.dumps({"formatVersion": "1", "models": json.loads(seen.to_json())["models"]}))
+        return
+    from reconciler.cli.render import models_text
+
+    click.echo(models_text(seen, _now()))
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--limit", type=click.IntRange(1, 2000), default=20, show_default=True)
+def history(config_file: str | None, as_json: bool, limit: int) -> None:
+    """List the passes that had something to do, newest first."""
+    with _journal(config_file) as journal:
+        passes = journal.history(limit=limit)
+    if as_json:
+        click.echo(json.dumps({"formatVersion": "1", "passes": [_as_json(item) for item in passes]}))
+        return
+    from reconciler.cli.render import history_text
+
+    click.echo(history_text(passes, _now()))
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--follow", "-f", is_flag=True, help="Go on as they happen.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+def events(config_file: str | None, as_json: bool, follow: bool, limit: int) -> None:
+    """List what happened, oldest first."""
+    from reconciler.cli.render import event_line
+    from reconciler.watch import Wake
+
+    wake = Wake()
+    if follow:
+        wake.on_signals()
+    with _journal(config_file) as journal:
+        newest = 0
+        while True:
+            for event in journal.events(after=newest, limit=limit):
+                newest = event.number
+                click.echo(json.dumps({"formatVersion": "1", **_as_json(event)}) if as_json else event_line(event))
+            if not follow or wake.wait(0.5):
+                return
+
+
+@click.command()
+@click.argument("thing", default="")
+@config_option
+@json_option
+def why(thing: str, config_file: str | None, as_json: bool) -> None:
+    """Explain the decision about THING (a model, `runtime`, `mode`, ...), or about everything."""
+    made, _ = _make_plan(wiring.load_config(wiring.config_path(config_file)), None)
+    steps = [step for step in made.trace if thing in step.subject] if thing else list(made.trace)
+    held = [item for item in made.held if thing in item.subject]
+    actions = [action for action in made.actions if thing in action.id]
+    if as_json:
+        document = {
+            "formatVersion": "1",
+            "trace": [json.loads(step.to_json()) for step in steps],
+            "held": [json.loads(item.to_json()) for item in held],
+            "actions": [json.loads(action.to_json()) for action in actions],
+        }
+        click.echo(json.dumps(document))
+        return
+    from reconciler.cli.render import why_text
+
+    click.echo(why_text(steps, held, actions, thing))
+
+
+# --- an operator's hand -------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("reason", default="suspended by hand")
+@config_option
+def suspend(reason: str, config_file: str | None) -> None:
+    """Hold every change but a withdrawal, until `resume`."""
+    with _writing(config_file) as journal:
+        journal.set_fact("suspended", reason)
+        _note(journal, "Suspended", f"changes are held: {reason}")
+    click.echo("Suspended: changes are held until `reconcile resume`.")
+
+
+@click.command()
+@config_option
+def resume(config_file: str | None) -> None:
+    """Let changes be applied again."""
+    with _writing(config_file) as journal:
+        journal.set_fact("suspended", "")
+        _note(journal, "Resumed", "changes are applied again")
+    click.echo("Resumed. `reconcile` applies what has been waiting.")
+
+
+@click.command()
+@config_option
+def notify(config_file: str | None) -> None:
+    """Tell a running daemon to look at once; for webhooks and post-receive hooks."""
+    from reconciler.triggers import notify as tell
+
+    tell(_state(wiring.load_config(wiring.config_path(config_file))))
+    click.echo("The daemon looks now.")
+
+
+@click.command()
+@click.argument("subjects", nargs=-1)
+@config_option
+def retry(subjects: tuple[str, ...], config_file: str | None) -> None:
+    """Forget remembered failures: of the named subjects, or all."""
+    from reconciler.memory import Note
+
+    with _writing(config_file) as journal:
+        note = Note("Normal", "RetryAsked", "remembered failures were cleared by hand")
+        count = journal.forget_rejections(subjects or None, note, _now())
+    click.echo(f"{count} remembered failures were cleared." if count else "There was nothing to clear.")
+
+
+# --- inside -------------------------------------------------------------------------------------------------------
+
+
+def _state(config: NodeConfig) -> StateDir:
+    from reconciler.state_dir import StateDir
+
+    return StateDir(Path(config.state_dir))
+
+
+def _status(config_file: str | None) -> NodeStatus:
+    from reconciler.published import read_status
+    from schemas.errors import NotInitialised
+
+    state = _state(wiring.load_config(wiring.config_path(config_file)))
+    seen = read_status(state)
+    if seen is None:
+        raise NotInitialised(f"{state.status} does not exist yet", hint="run `reconcile` once")
+    return seen
+
+
+def _journal(config_file: str | None) -> closing[Journal]:
+    config = wiring.load_config(wiring.config_path(config_file))
+    return closing(wiring.open_journal(_state(config), readonly=True))
+
+
+def _writing(config_file: str | None) -> _Writing:
+    return _Writing(wiring.load_config(wiring.config_path(config_file)))
+
+
+class _Writing:
+    """The journal, open for a small change beside a running daemon: one transaction, which the next pass sees."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+
+    def __enter__(self) -> Journal:
+        state = _state(self._config)
+        # Read-only first: a journal must exist, it is not made here.
+        wiring.open_journal(state, readonly=True).close()
+        self._journal = wiring.open_journal(state, readonly=False)
+        return self._journal
+
+    def __exit__(self, *trace: object) -> None:
+        self._journal.close()
+
+
+def _note(journal: Journal, reason: str, message: str) -> None:
+    from reconciler.memory import Note
+
+    journal.apply((Note("Normal", reason, message),), _now())
+
+
+def _now() -> datetime:
+    from runtime.host import SystemClock
+
+    return SystemClock().now()
+
+
+def _as_json(item: object) -> dict[str, object]:
+    from dataclasses import asdict
+    from datetime import datetime
+
+    fields = asdict(item)  # type: ignore[call-overload]
+    return {
+        _camel(name): value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
+        for name, value in fields.items()
+    }
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.title() for part in rest)

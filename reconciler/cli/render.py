@@ -1,0 +1,262 @@
+"""Plans, status, history and events as people read them. Text in, text out; the terminal is `console`'s."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from reconciler.cli.console import duration, paint, relative_time, size, table
+from schemas.digests import short
+from schemas.plan import (
+    Action,
+    DownloadModel,
+    Explanation,
+    Held,
+    Plan,
+    PullImage,
+    RemoveModel,
+    SetModelState,
+    StartInstance,
+    StopInstance,
+    ValidateModel,
+    VerifyModel,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from reconciler.journal import Event, PassRecord
+    from schemas.status import NodeStatus
+
+_SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
+    DownloadModel: ("+", "download"),
+    PullImage: ("+", "pull"),
+    VerifyModel: ("~", "verify"),
+    SetModelState: ("~", "state"),
+    StopInstance: ("-", "stop"),
+    StartInstance: ("+", "start"),
+    ValidateModel: ("~", "validate"),
+    RemoveModel: ("-", "remove"),
+}
+_COLOURS: Final = {"+": "green", "~": "yellow", "-": "red", "-/+": "magenta"}
+_CONDITION_COLOURS: Final = {("Ready", "True"): "green", ("SourceVerified", "True"): "green"}
+_BAD_WHEN_TRUE: Final = ("Stalled", "Drifted", "RolledBack")
+
+
+def action_line(action: Action, *, replaces: bool = False) -> str:
+    """One action: sign, verb, what it is about, and why."""
+    sign, verb = _SIGNS[type(action)]
+    if replaces:
+        sign = "-/+"
+    what = paint(f"{sign:>3} {verb:<9}", _COLOURS[sign])
+    return f"{what} {_about(action)}  {paint('(' + action.cause + ')', 'dim')}"
+
+
+def _about(action: Action) -> str:
+    if isinstance(action, DownloadModel):
+        hosts = f"from {len(action.sources)} source{'s' if len(action.sources) != 1 else ''}"
+        return f"{action.model}  {size(action.to_fetch)} of {size(action.size)} {hosts}"
+    if isinstance(action, VerifyModel | RemoveModel):
+        return f"{action.model}  {size(action.size)}"
+    if isinstance(action, SetModelState):
+        return f"{action.model}  {action.before} -> {action.after}"
+    if isinstance(action, PullImage):
+        return f"{action.image}  ({action.backend})"
+    if isinstance(action, StopInstance):
+        return f"{action.instance}  ({action.backend})"
+    target = action.target
+    return f"{target.model}  on {target.engine} {target.version} ({target.backend})"
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as people expect it: actions with signs and reasons, a count, what it costs, what is held back."""
+    lines = [_plan_header(plan), ""]
+    swap = {"StartInstance", "StopInstance"} <= {type(action).__name__ for action in plan.actions}
+    lines += [
+        action_line(action, replaces=swap and isinstance(action, StartInstance | StopInstance))
+        for action in plan.actions
+    ]
+    if not plan.actions:
+        lines.append("No changes." if not plan.held else "No changes now.")
+    else:
+        lines += ["", _count(plan, swap=swap), *_costs(plan)]
+    lines += _held_lines(plan.held)
+    if plan.draft:
+        lines += ["", paint("A draft: the snapshot was not verified. It can be read, never applied.", "yellow")]
+    return "\n".join(lines)
+
+
+def _held_lines(held: Sequence[Held]) -> list[str]:
+    lines = ["", "Held back:"] if held else []
+    for item in held:
+        until = f" (until {item.until:%Y-%m-%d %H:%M:%SZ})" if item.until else ""
+        lines.append(f"  {item.subject}: {paint(item.reason, 'yellow')}: {item.message}{until}")
+        if item.token is not None:
+            lines.append(paint(f"    not tried again until it changes, or: reconcile retry {item.token}", "dim"))
+    return lines
+
+
+def _plan_header(plan: Plan) -> str:
+    snapshot = f"snapshot {plan.sequence} ({short(plan.snapshot)})" if plan.snapshot else "no snapshot yet"
+    return f"Node {plan.node}, network {plan.network}, {snapshot}"
+
+
+def _count(plan: Plan, *, swap: bool) -> str:
+    signs = [_SIGNS[type(action)][0] for action in plan.actions]
+    add, change, remove = (signs.count(sign) for sign in ("+", "~", "-"))
+    text = f"Plan: {add} to add, {change} to change, {remove} to remove."
+    return paint(text, "bold") + (" One swap of the runtime." if swap else "")
+
+
+def _costs(plan: Plan) -> list[str]:
+    cost = plan.cost
+    lines = []
+    if cost.fetch:
+        lines.append(f"Fetches {size(cost.fetch)}; disk +{size(cost.disk)} of {size(cost.disk_free)} free.")
+    downtime = {
+        "none": "Serving is not interrupted.",
+        "swap": "Serving is interrupted by one swap, after everything else has been secured.",
+        "start": "Nothing serves before; the runtime is started.",
+    }
+    return [*lines, downtime[cost.downtime]]
+
+
+def status_text(status: NodeStatus, now: datetime) -> str:
+    """The node's report for people."""
+    lines = [
+        f"{paint('Node', 'bold')}      {status.node}",
+        f"Network   {status.network}" + (f", account {status.account}" if status.account else ""),
+        f"Snapshot  {_snapshot_line(status, now)}",
+        f"Serving   {_serving_line(status, now)}",
+    ]
+    if status.serving is not None:
+        lines.append(f"Socket    {status.serving.socket}")
+        if status.serving.not_enforced:
+            lines.append(f"Isolation not enforced here: {', '.join(status.serving.not_enforced)}")
+    lines += ["", *_condition_lines(status, now), "", *_model_lines(status, now)]
+    lines += _held_lines(status.held)
+    machine = status.hardware
+    gpus = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
+    lines += [
+        "",
+        f"Machine   {machine.processor}, {machine.cpus} CPUs, {size(machine.memory)} memory, {gpus}",
+        f"Disk      {size(machine.disk_free)} of {size(machine.disk)} free",
+        f"Agent     {status.agent}; native engines: {', '.join(status.engines) or 'none'}",
+        f"As of     {relative_time(status.updated_at, now)}",
+    ]
+    return "\n".join(lines)
+
+
+def summary_text(status: NodeStatus) -> str:
+    """The end of a pass in a few lines: ready or not, and why."""
+    lines = []
+    for type_ in ("Ready", "RolledBack", "Stalled", "SourceVerified", "Suspended"):
+        condition = status.condition(type_)
+        if condition is None:
+            continue
+        good = condition.status == ("True" if type_ in ("Ready", "SourceVerified") else "False")
+        if good and type_ != "Ready":
+            continue
+        lines.append(
+            f"{paint(type_, 'green' if good else 'red')}={condition.status} {condition.reason}: {condition.message}"
+        )
+    return "\n".join(lines)
+
+
+def models_text(status: NodeStatus, now: datetime) -> str:
+    """The node's models."""
+    return "\n".join(_model_lines(status, now))
+
+
+def why_text(steps: Sequence[Explanation], held: Sequence[Held], actions: Sequence[Action], thing: str) -> str:
+    """The decision's trace, then what came of it."""
+    if not (steps or held or actions):
+        return f"Nothing was decided about {thing!r}. `reconcile why` alone shows every step."
+    lines = [f"{step.subject}: {step.decision}" for step in steps]
+    if actions:
+        lines += ["", "Would be done:", *(action_line(action) for action in actions)]
+    lines += _held_lines(held)
+    return "\n".join(lines)
+
+
+def _snapshot_line(status: NodeStatus, now: datetime) -> str:
+    seen = status.snapshot
+    if seen is None:
+        return "none accepted yet"
+    return (
+        f"{seen.sequence} (epoch {seen.epoch}, {short(seen.digest)}), {len(seen.signers)} signers, "
+        f"accepted {relative_time(seen.accepted_at, now)}, expires {relative_time(seen.expires_at, now)}"
+    )
+
+
+def _serving_line(status: NodeStatus, now: datetime) -> str:
+    seen = status.serving
+    if seen is None:
+        return paint("nothing", "red")
+    since = f", since {relative_time(seen.since, now)}" if seen.since else ""
+    proof = f"receipt {short(seen.receipt)}" if seen.receipt else paint("no receipt", "red")
+    return f"{paint(seen.model, 'bold')} on {seen.engine} ({seen.backend}), {seen.health}, {proof}{since}"
+
+
+def _condition_lines(status: NodeStatus, now: datetime) -> list[str]:
+    rows = []
+    for condition in status.conditions:
+        colour = _CONDITION_COLOURS.get((condition.type, condition.status), "")
+        if condition.type in _BAD_WHEN_TRUE and condition.status == "True":
+            colour = "red"
+        if condition.type in ("Ready", "SourceVerified") and condition.status != "True":
+            colour = "red"
+        rows.append(
+            (
+                condition.type,
+                paint(condition.status, colour) if colour else condition.status,
+                condition.reason,
+                relative_time(condition.since, now),
+                condition.message,
+            )
+        )
+    return table(("Condition", "Status", "Reason", "Since", "Message"), rows)
+
+
+def _model_lines(status: NodeStatus, now: datetime) -> list[str]:
+    if not status.models:
+        return ["No models."]
+    rows = [
+        (
+            model.model,
+            model.state + (" (loaded)" if model.loaded else ""),
+            size(model.size),
+            short(model.manifest),
+            relative_time(model.since, now),
+            model.cause,
+        )
+        for model in status.models
+    ]
+    return table(("Model", "State", "Size", "Manifest", "Since", "Cause"), rows)
+
+
+def history_text(passes: Sequence[PassRecord], now: datetime) -> str:
+    """Passes that had something to do, newest first."""
+    if not passes:
+        return "Nothing was done yet."
+    rows = [
+        (
+            str(item.number),
+            relative_time(item.started_at, now),
+            str(item.sequence),
+            short(item.snapshot) or "-",
+            item.outcome,
+            duration((item.finished_at - item.started_at).total_seconds()) if item.finished_at else "-",
+            duration(item.downtime_ms / 1000) if item.downtime_ms else "-",
+            item.summary,
+        )
+        for item in passes
+    ]
+    header = ("Pass", "When", "Snapshot", "Digest", "Outcome", "Took", "Downtime", "What")
+    return "\n".join(table(header, rows))
+
+
+def event_line(event: Event) -> str:
+    """One event."""
+    reason = paint(f"{event.reason:<20}", "red" if event.type == "Warning" else "cyan")
+    return f"{event.at:%Y-%m-%d %H:%M:%SZ}  {reason} {event.message}"

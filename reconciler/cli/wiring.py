@@ -1,0 +1,182 @@
+"""The one place that chooses implementations: from a configuration to a wired node."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from schemas.errors import ConfigError, DocumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reconciler.journal import Journal, StoredDocument
+    from reconciler.loop import Node
+    from reconciler.source import RepositorySource
+    from reconciler.state_dir import StateDir
+    from runtime.interfaces import Backend, EngineConnection, Progress
+    from schemas.node import ContainerBackend, NodeConfig
+    from schemas.ports import Ports, Stop
+    from schemas.target import BackendName
+
+CONFIG_LIMIT = 2**18
+"""Bytes of a node.yaml: hundreds of times what one needs."""
+
+
+def config_path(given: str | None) -> Path:
+    """Where the node's configuration is: `--config`, `RECONCILE_CONFIG`, /etc, the user's config directory.
+
+    Raises:
+        ConfigError: nowhere.
+    """
+    if given:
+        return Path(given)
+    if os.environ.get("RECONCILE_CONFIG"):
+        return Path(os.environ["RECONCILE_CONFIG"])
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    places = (Path("/etc/reconcile/node.yaml"), home / "reconcile" / "node.yaml")
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise ConfigError(
+            f"no node configuration: neither {places[0]} nor {places[1]} exists",
+            hint="run `reconcile init`, or name the file with --config",
+        )
+    return found
+
+
+def load_config(path: Path) -> NodeConfig:
+    """Read and check a node's configuration.
+
+    Raises:
+        ConfigError: missing, unreadable, or not what it must be; names file, line and field.
+    """
+    from desired_state.document import load
+    from schemas.node import NodeConfig
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(CONFIG_LIMIT + 1)
+        return load(content, NodeConfig, file=str(path), limit=CONFIG_LIMIT)
+    except DocumentError as error:
+        raise ConfigError(error.message, hint=error.hint) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint="run `reconcile init`, or name it with --config") from error
+
+
+def agent_version() -> str:
+    """The version of this agent."""
+    from runtime.installed import find
+
+    installed = find("inference-reconciler")
+    if installed is None:
+        raise ConfigError("this agent is not installed as a distribution", hint="`make install`, or pip install it")
+    return installed.version
+
+
+def open_journal(state: StateDir, *, readonly: bool) -> Journal:
+    """The node's journal."""
+    from reconciler.journal import Journal
+
+    return Journal(state.journal, readonly=readonly)
+
+
+def build_node(
+    config: NodeConfig,
+    journal: Journal,
+    *,
+    ports: Ports,
+    progress: Progress,
+    overlay: Mapping[str, StoredDocument] | None = None,
+) -> Node:
+    """Wire a node.
+
+    Args:
+        config: its configuration.
+        journal: its journal, open for reading or writing.
+        ports: the outside.
+        progress: told about bytes.
+        overlay: documents of a candidate that is only looked at.
+    """
+    from reconciler.documents import JournalDocuments
+    from reconciler.identity import node_address
+    from reconciler.kinds.base import Adapters
+    from reconciler.loop import Node
+    from reconciler.state_dir import StateDir
+    from runtime.engines.registry import engines
+    from runtime.hardware import HostHardware
+    from runtime.models.store import DiskModelStore
+
+    state = StateDir(Path(config.state_dir))
+    node_id = node_address(state)
+    documents = JournalDocuments(journal, overlay)
+    store = DiskModelStore(
+        state.models,
+        ports=ports,
+        policy=config.policy.sources,
+        connections=config.download_connections,
+        stall=config.download_stall,
+        reserve=config.policy.reserve,
+    )
+    adapters = Adapters(
+        ports=ports,
+        store=store,
+        backends=build_backends(config, state, node_id, ports),
+        engines=engines(),
+        documents=documents,
+        connect=_connect,
+        progress=progress,
+        run_folder=state.run,
+        log_folder=state.logs,
+    )
+    return Node(
+        config=config,
+        node_id=node_id,
+        agent=agent_version(),
+        state=state,
+        journal=journal,
+        documents=documents,
+        adapters=adapters,
+        hardware=HostHardware(state.root),
+    )
+
+
+def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Ports) -> dict[str, Backend]:
+    """The backends that the configuration names, in order of preference. An SDK is imported only for its own."""
+    backends: dict[str, Backend] = {}
+    engines: tuple[tuple[BackendName, ContainerBackend | None], ...] = (
+        ("docker", config.backends.docker),
+        ("podman", config.backends.podman),
+    )
+    for name, settings in engines:
+        if settings is not None and settings.enabled:
+            from runtime.backends.docker_api import ContainerEngine
+
+            backends[name] = ContainerEngine(
+                name, socket=settings.socket, network=config.network, node_id=node_id, ports=ports
+            )
+    if config.backends.native is not None and config.backends.native.enabled:
+        from runtime.backends.native import NativeBackend
+
+        backends["native"] = NativeBackend(state.run, network=config.network, node_id=node_id, ports=ports)
+    return backends
+
+
+def _connect(backend: Backend, name: str, socket: Path) -> EngineConnection:
+    from runtime.connection import UnixConnection
+
+    return UnixConnection(socket, is_peer=lambda pid: backend.is_peer(name, pid))
+
+
+def build_source(node: Node) -> RepositorySource:
+    """What asks the node's repositories."""
+    from reconciler.source import RepositorySource
+
+    return RepositorySource(node)
+
+
+def host(stop: Stop | None = None) -> Ports:
+    """The real outside."""
+    from runtime.host import host_ports
+
+    return host_ports(stop)

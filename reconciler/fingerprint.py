@@ -1,0 +1,58 @@
+"""What was observed, as one digest: a plan is bound to it. Volatile readings are left out. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from schemas.digests import digest_text
+from schemas.observation import Absent, PartialModel, Present, StoredModel, Unknown
+
+if TYPE_CHECKING:
+    from schemas.observation import Instance, Observation, Observed
+
+
+def fingerprint(observed: Observed) -> str:
+    """Digest of everything that a decision depends on, and of nothing that changes by itself.
+
+    Left out: free disk and memory, times, detail texts, bytes of partial downloads.
+    """
+    state, memory = observed.state, observed.memory
+    lines = [
+        "observation/1",
+        observed.node_id,
+        state.hardware.platform,
+        state.hardware.accelerator,
+        str(state.hardware.memory),
+        *(f"engine {item.engine} {item.version} {item.environment}" for item in state.engines),
+        *(f"backend {name} {_backend(seen)}" for name, seen in sorted(state.backends.items())),
+        *(f"not enforced {name} {' '.join(names)}" for name, names in sorted(state.not_enforced.items())),
+        *(f"image {name} {_image(seen)}" for name, seen in sorted(state.images.items())),
+        *(f"model {digest} {_model(seen)}" for digest, seen in sorted(state.models.items())),
+        *(f"record {digest} {record.state}" for digest, record in sorted(memory.models.items())),
+        *(f"receipt {receipt.digest}" for receipt in memory.receipts),
+        *(f"rejected {subject}" for subject in sorted(memory.rejections)),
+        *(f"held {subject} {hold.failures}" for subject, hold in sorted(memory.holds.items())),
+        f"good {memory.last_known_good.target.spec_digest if memory.last_known_good else ''}",
+        f"suspended {memory.suspended}",
+    ]
+    return digest_text("\n".join(lines))
+
+
+def _backend(seen: Observation[tuple[Instance, ...]]) -> str:
+    if isinstance(seen, Present):
+        return " ".join(f"{item.name}={item.status}/{item.health}/{item.spec_digest}" for item in seen.value)
+    return _other(seen)
+
+
+def _image(seen: Observation[str]) -> str:
+    return seen.value if isinstance(seen, Present) else _other(seen)
+
+
+def _model(seen: Observation[StoredModel | PartialModel]) -> str:
+    if isinstance(seen, Present):
+        return f"stored intact={seen.value.intact}" if isinstance(seen.value, StoredModel) else "partial"
+    return _other(seen)
+
+
+def _other(seen: Absent | Unknown) -> str:
+    return "absent" if isinstance(seen, Absent) else "unknown"

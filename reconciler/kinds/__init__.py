@@ -1,0 +1,1 @@
+"""One file per resource kind: how it is observed, compared and acted upon."""

@@ -1,0 +1,130 @@
+"""What a resource kind is: a pure difference, and the doing of its own actions.
+
+`diff` sees a `Situation` and answers with actions and with what is held back; `perform` carries one action out through
+the adapters and returns what must be remembered. No kind knows another: they meet in the ids of the actions that they
+need, collected in a `Draft` that the planner passes from kind to kind in a fixed order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from schemas.plan import Explanation, Held
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+    from pathlib import Path
+
+    from reconciler.desired import Desired
+    from reconciler.memory import Change
+    from reconciler.target import Choice
+    from runtime.interfaces import Backend, Engine, EngineConnection, Model, ModelStore, Progress
+    from schemas.node import NodeConfig
+    from schemas.observation import Hardware, Memory, Observed
+    from schemas.plan import Action
+    from schemas.ports import Ports
+    from schemas.probe import ProbeDocument
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything a decision may look at."""
+
+    desired: Desired
+    observed: Observed
+    node: NodeConfig
+    now: datetime
+    choice: Choice
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making. The only mutable value of the decision; it never leaves the planner."""
+
+    actions: list[Action] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    trace: list[Explanation] = field(default_factory=list)
+    staging: list[str] = field(default_factory=list)
+    """Ids of the actions that must have succeeded before a serving instance is stopped (I4)."""
+    blocked: bool = False
+    """Something that the target needs cannot be staged now: nothing that serves is stopped."""
+
+    def hold(self, subject: str, reason: str, message: str, until: datetime | None = None) -> None:
+        """Record a change that is due and not made."""
+        self.held.append(Held(subject=subject, reason=reason, message=message[:4096], until=until))
+
+    def explain(self, subject: str, decision: str) -> None:
+        """Record a step of the decision."""
+        self.trace.append(Explanation(subject=subject, decision=decision[:4096]))
+
+
+class Documents(Protocol):
+    """Documents of accepted snapshots, by digest, as the journal keeps them."""
+
+    def model(self, digest: str) -> Model:
+        """A model's manifest with its pieces.
+
+        Raises:
+            MissingDocument: never accepted, or no longer kept.
+        """
+        ...
+
+    def probe(self, digest: str) -> ProbeDocument:
+        """A probe.
+
+        Raises:
+            MissingDocument: never accepted, or no longer kept.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """The outside, as actions reach it."""
+
+    ports: Ports
+    store: ModelStore
+    backends: Mapping[str, Backend]
+    engines: Mapping[str, Engine]
+    documents: Documents
+    connect: Callable[[Backend, str, Path], EngineConnection]
+    """(backend, instance name, socket) to a connection that has checked its peer."""
+    progress: Progress
+    run_folder: Path
+    """Folder of the instances' sockets."""
+    log_folder: Path
+    """Folder of the instances' captured output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One action's circumstances."""
+
+    adapters: Adapters
+    node: NodeConfig
+    node_id: str
+    hardware: Hardware
+    memory: Memory
+    """What was remembered when the plan was made."""
+    sources: Mapping[str, tuple[str, ...]]
+    """By manifest digest: base addresses of the snapshot, then the node's own."""
+    intent: str
+    """Id of the journalled intent of this action."""
+    started: str
+    """Intent of the instance that an earlier action of this plan started; empty for none."""
+
+
+Changes = tuple["Change", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of resource. Registered in `reconciler.kinds.registry`."""
+
+    name: str
+    actions: tuple[type[Action], ...]
+    """The action classes that this kind plans and performs; no two kinds share one."""
+    diff: Callable[[Situation, Draft], None]
+    perform: Callable[[Action, Context], Changes]

@@ -1,0 +1,273 @@
+"""The runtime: one instance, of the chosen target, replaced only when its replacement is staged (I3, I4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reconciler.kinds.base import Kind
+from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW, Note
+from reconciler.target import withdrawn
+from reconciler.windows import is_open, next_opening
+from runtime.interfaces import SOCKET_NAME, InstanceSpec
+from runtime.starting import start_instance
+from schemas.observation import Present, Unknown
+from schemas.plan import Action, StartInstance, StopInstance
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reconciler.kinds.base import Changes, Context, Draft, Situation
+    from schemas.observation import Instance
+    from schemas.target import ServingTarget
+
+# --- deciding -----------------------------------------------------------------------------------------------------
+
+
+def diff(situation: Situation, draft: Draft) -> None:
+    """Plan the stop of what should not run and the start of what should."""
+    unknown = [
+        (name, seen.reason)
+        for name, seen in sorted(situation.observed.state.backends.items())
+        if isinstance(seen, Unknown)
+    ]
+    instances = _instances(situation)
+    ours = [item for item in instances if item.intent in situation.observed.memory.intents]
+    foreign = [item for item in instances if item.intent not in situation.observed.memory.intents]
+    keep = serving_instance(situation)
+    _stop_withdrawn(situation, draft, ours)
+    if unknown:
+        for name, reason in unknown:
+            draft.hold("runtime", "BackendUnavailable", f"{name} may hold an instance and cannot be seen: {reason}")
+        return
+    blocking = [item for item in foreign if item is not keep and item.status == "running"]
+    if blocking:
+        names = ", ".join(item.name for item in blocking)
+        draft.hold("runtime", "ForeignInstance", f"{names} carries this node's marks, but its journal does not know it")
+        return
+    if situation.choice.target is None:
+        _settle_without_target(situation, draft, ours)
+    else:
+        _settle(situation, draft, ours, keep, situation.choice.target)
+
+
+def _instances(situation: Situation) -> list[Instance]:
+    return [
+        instance
+        for _, seen in sorted(situation.observed.state.backends.items())
+        if isinstance(seen, Present)
+        for instance in seen.value
+    ]
+
+
+def serving_instance(situation: Situation) -> Instance | None:
+    """The instance that is what the target says, and whose model has not failed since it was started."""
+    target = situation.choice.target
+    if target is None:
+        return None
+    receipts = {receipt.intent for receipt in situation.observed.memory.receipts}
+    fitting = [
+        item
+        for item in _instances(situation)
+        if item.backend == target.backend
+        and item.spec_digest == target.spec_digest
+        and item.status == "running"
+        and item.health != "unhealthy"
+        and not _is_tainted(situation, item, target)
+    ]
+    # The one that has proven itself wins over one that has not.
+    return min(fitting, key=lambda item: (item.intent not in receipts, item.name), default=None)
+
+
+def _is_tainted(situation: Situation, item: Instance, target: ServingTarget) -> bool:
+    """Whether the model failed a check after the instance was started: it may have mapped wrong bytes (I2)."""
+    record = situation.observed.memory.models.get(target.manifest)
+    if record is None or item.started_at is None or record.state not in ("Failed", "Pending"):
+        return False
+    return item.started_at < record.since
+
+
+def _stop_withdrawn(situation: Situation, draft: Draft, ours: Sequence[Instance]) -> None:
+    document = situation.desired.document
+    good = situation.observed.memory.last_known_good
+    if document is None or good is None or not situation.desired.verified:
+        return
+    reason = withdrawn(document, good.target)
+    for item in ours:
+        if reason and item.spec_digest == good.target.spec_digest:
+            draft.actions.append(_stop(item, f"withdrawn by the network: {reason}", drain=0, needs=()))
+
+
+def _settle_without_target(situation: Situation, draft: Draft, ours: Sequence[Instance]) -> None:
+    if not situation.choice.assigned:
+        draft.explain("runtime", "nothing is assigned to this node: what runs is kept")
+        return
+    good = situation.observed.memory.last_known_good
+    for item in ours:
+        proven = good is not None and item.spec_digest == good.target.spec_digest and item.status == "running"
+        if not proven and not _is_planned(draft, item):
+            draft.actions.append(_stop(item, "it is not approved, and there is nothing to go back to", 0, ()))
+
+
+def _settle(
+    situation: Situation, draft: Draft, ours: Sequence[Instance], keep: Instance | None, target: ServingTarget
+) -> None:
+    surplus = [item for item in ours if item is not keep and not _is_planned(draft, item)]
+    dead = [item for item in surplus if not _is_serving(item)]
+    alive = [item for item in surplus if _is_serving(item)]
+    clean_up = [_stop(item, _why_dead(item), 0, ()) for item in dead]
+    if keep is not None:
+        draft.actions.extend(clean_up)
+        draft.actions.extend(_stop(item, "one runtime per node: another instance serves", 0, ()) for item in alive)
+        draft.explain("runtime", f"{keep.name} runs as wanted")
+        return
+    if not _may_start(situation, draft, target, serving=bool(alive)):
+        draft.actions.extend(clean_up)
+        # What holds a receipt goes on serving until its replacement can come; what does not has no right to run (I2).
+        proven = {receipt.intent for receipt in situation.observed.memory.receipts}
+        unproven = [item for item in alive if item.intent not in proven]
+        draft.actions.extend(_stop(item, "it has not passed its probe, and is not wanted", 0, ()) for item in unproven)
+        return
+    drain = target.timeouts.drain
+    stops = [_stop(item, _why_replaced(situation, item, target), drain, tuple(draft.staging)) for item in alive]
+    draft.actions.extend(clean_up)
+    draft.actions.extend(stops)
+    draft.actions.append(
+        StartInstance(
+            id=f"start/{target.model}",
+            cause=_why_started(situation, dead, stops),
+            needs=(*draft.staging, *(stop.id for stop in (*clean_up, *stops))),
+            target=target,
+            role="last-known-good" if situation.choice.role == "last-known-good" else "desired",
+        )
+    )
+
+
+def _may_start(situation: Situation, draft: Draft, target: ServingTarget, *, serving: bool) -> bool:
+    memory = situation.observed.memory
+    hold = memory.holds.get(target.spec_digest)
+    if hold is not None and hold.until > situation.now:
+        draft.hold("runtime", hold.reason, hold.message, hold.until)
+        return False
+    starts = [at for at in memory.recent_starts.get(target.spec_digest, ()) if at > situation.now - RESTART_WINDOW]
+    if len(starts) >= RESTART_BUDGET:
+        message = f"{target.model} was started {len(starts)} times in {RESTART_WINDOW.seconds // 60} minutes"
+        draft.hold("runtime", "CrashLooping", message, min(starts) + RESTART_WINDOW)
+        return False
+    if draft.blocked:
+        draft.explain("runtime", "waits for what it needs: what serves goes on")
+        return False
+    if serving and situation.desired.document is not None and situation.choice.role == "desired":
+        windows = situation.desired.document.spec.policy.windows
+        if not windows.urgent and not is_open(windows.swap, situation.now):
+            until = next_opening(windows.swap, situation.now)
+            draft.hold("runtime", "OutsideWindow", "the swap waits for its window", until)
+            return False
+    return True
+
+
+def _stop(item: Instance, cause: str, drain: int, needs: tuple[str, ...]) -> StopInstance:
+    return StopInstance(
+        id=f"stop/{item.name}",
+        cause=cause,
+        needs=needs,
+        backend=item.backend,  # type: ignore[arg-type] # checked by the model at run time
+        instance=item.name,
+        intent=item.intent,
+        spec_digest=item.spec_digest,
+        drain=drain,
+    )
+
+
+def _is_planned(draft: Draft, item: Instance) -> bool:
+    return any(isinstance(action, StopInstance) and action.instance == item.name for action in draft.actions)
+
+
+def _is_serving(item: Instance) -> bool:
+    return item.status == "running" and item.health != "unhealthy"
+
+
+def _why_dead(item: Instance) -> str:
+    if item.status == "created":
+        return "it was created and never started"
+    if item.status == "running":
+        return f"it is unhealthy{': ' + item.detail if item.detail else ''}"
+    ended = item.detail or (f"exit code {item.exit_code}" if item.exit_code is not None else "it ended")
+    return f"it is no longer running ({ended})"
+
+
+def _why_replaced(situation: Situation, item: Instance, target: ServingTarget) -> str:
+    if situation.choice.role == "last-known-good":
+        held = situation.choice.held[0] if situation.choice.held else None
+        return f"goes back to {target.model}" + (f": {held.reason}" if held else "")
+    if item.spec_digest == target.spec_digest:
+        return "its model failed a check after it was started"
+    return f"{target.model} should serve instead"
+
+
+def _why_started(situation: Situation, dead: Sequence[Instance], stops: Sequence[StopInstance]) -> str:
+    if situation.choice.role == "last-known-good":
+        return "the last known good comes back"
+    if stops:
+        return "the snapshot wants it to serve"
+    if dead:
+        return f"replaces {dead[0].name}: {_why_dead(dead[0])}"
+    return "nothing serves"
+
+
+# --- doing --------------------------------------------------------------------------------------------------------
+
+
+def perform(action: Action, context: Context) -> Changes:
+    """Start or stop an instance."""
+    if isinstance(action, StopInstance):
+        return _perform_stop(action, context)
+    if isinstance(action, StartInstance):
+        return _perform_start(action, context)
+    raise TypeError(f"not an action on instances: {action.kind}")
+
+
+def instance_name(network: str, intent: str) -> str:
+    """The name of the instance that an intent creates; deterministic, so that a crash cannot create two."""
+    return f"reconcile-{network[:40]}-{intent}"
+
+
+def _perform_stop(action: StopInstance, context: Context) -> Changes:
+    backend = context.adapters.backends[action.backend]
+    backend.stop(action.instance, grace=action.drain)
+    backend.remove(action.instance)
+    context.adapters.ports.files.remove(context.adapters.run_folder / action.instance)
+    message = f"{action.instance} was stopped: {action.cause}"
+    return (Note("Normal", "InstanceStopped", message, subject=action.instance),)
+
+
+def _perform_start(action: StartInstance, context: Context) -> Changes:
+    target, adapters = action.target, context.adapters
+    backend = adapters.backends[target.backend]
+    engine = adapters.engines[target.engine]
+    model = adapters.documents.model(target.manifest)
+    name = instance_name(context.node.network, context.intent)
+    socket_folder = adapters.run_folder / name
+    model_folder = adapters.store.folder(target.manifest)
+    view = backend.view(model_folder=model_folder, socket_folder=socket_folder)
+    adapters.ports.files.make_folder(socket_folder, mode=0o711)
+    adapters.ports.files.make_folder(adapters.log_folder / name, mode=0o700)
+    spec = InstanceSpec(
+        name=name,
+        intent=context.intent,
+        network=context.node.network,
+        node_id=context.node_id,
+        target=target,
+        launch=engine.launch(target, model.manifest, view),
+        model_folder=model_folder,
+        socket_folder=socket_folder,
+        log_folder=adapters.log_folder / name,
+        log_limit=context.node.log_limit,
+        gpus=tuple(gpu.uuid for gpu in context.hardware.gpus[: target.resources.gpus]),
+    )
+    connection = adapters.connect(backend, name, socket_folder / SOCKET_NAME)
+    start_instance(backend, engine, spec, connection, clock=adapters.ports.clock, stop=adapters.ports.stop)
+    message = f"{name} runs {target.model} on {target.engine} {target.version} ({target.backend})"
+    return (Note("Normal", "InstanceStarted", message, subject=name),)
+
+
+KIND = Kind("runtime", (StopInstance, StartInstance), diff, perform)

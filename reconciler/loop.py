@@ -1,0 +1,251 @@
+"""One pass, and the loop around it: refresh, then observe, plan and execute until nothing is left to do.
+
+Level-triggered: every round starts from what is there. A rollback is not a special path: the failed subject is
+remembered, and the next round's plan leads to the last known good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+from reconciler.desired import Desired
+from reconciler.executor import execute
+from reconciler.memory import RESTART_WINDOW, Note
+from reconciler.observe import observe
+from reconciler.planner import plan as make_plan
+from reconciler.published import read_status
+from reconciler.status import Finding, exit_code, summarise
+from reconciler.target import choose
+from schemas.errors import MissingDocument, StalePlan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from reconciler.documents import JournalDocuments
+    from reconciler.executor import Outcome, Reporter
+    from reconciler.journal import Accepted, Journal
+    from reconciler.kinds.base import Adapters
+    from reconciler.state_dir import StateDir
+    from reconciler.status import SourceReport
+    from runtime.interfaces import HardwareProbe
+    from schemas.manifest import ManifestDocument
+    from schemas.node import NodeConfig
+    from schemas.observation import Observed
+    from schemas.plan import Action, Plan
+    from schemas.status import NodeStatus
+
+MAX_ROUNDS: Final = 12
+"""Rounds of one pass. A swap with its way back takes three; more than this is a fault of ours, and ends the pass."""
+
+STATUS_REFRESH_SECONDS: Final = 60
+"""An unchanged status is written again after this time, so that readers can tell a live node from a dead one."""
+
+MAX_COUNTED_GAP: Final = 120.0
+"""Seconds between two passes that count as running time; longer gaps were not spent running (I8)."""
+
+
+class SourceKeeper(Protocol):
+    """Asks the repositories, and accepts what may be believed."""
+
+    def refresh(self, now: datetime) -> SourceReport:
+        """Look for a newer snapshot, verify it, and put it in force. Never raises for what a repository did."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node, wired."""
+
+    config: NodeConfig
+    node_id: str
+    agent: str
+    state: StateDir
+    journal: Journal
+    documents: JournalDocuments
+    adapters: Adapters
+    hardware: HardwareProbe
+
+    def look(
+        self, document_digest: str, *, verified: bool = True, cleared: Sequence[str] = ()
+    ) -> tuple[Desired, Observed]:
+        """Both arguments of a decision, for a snapshot whose documents are at hand.
+
+        Args:
+            document_digest: the snapshot's digest; empty for none.
+            verified: False for a working copy that nobody signed.
+            cleared: subjects whose rejection the snapshot would clear once it is accepted.
+        """
+        now = self.adapters.ports.clock.now()
+        memory = self.journal.memory(starts_since=now - RESTART_WINDOW)
+        if cleared:
+            kept = {subject: item for subject, item in memory.rejections.items() if subject not in cleared}
+            memory = replace(memory, rejections=kept)
+        document = self.documents.snapshot(document_digest) if document_digest else None
+        observed = observe(
+            node=self.config,
+            node_id=self.node_id,
+            memory=memory,
+            document=document,
+            documents=self.documents,
+            hardware=self.hardware,
+            backends=self.adapters.backends,
+            engines=self.adapters.engines,
+            store=self.adapters.store,
+        )
+        desired = Desired(
+            document, document_digest, verified=verified and document is not None, manifests=self._manifests(observed)
+        )
+        return desired, observed
+
+    def _manifests(self, observed: Observed) -> Mapping[str, ManifestDocument]:
+        manifests: dict[str, ManifestDocument] = {}
+        for digest in observed.state.missing:
+            try:
+                manifests[digest] = self.documents.model(digest).manifest
+            except MissingDocument:
+                continue
+        return manifests
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """How a pass ended."""
+
+    status: NodeStatus
+    exit_code: int
+    outcomes: tuple[Outcome, ...]
+    plan: Plan
+    """What would still be done."""
+
+
+class Reconciler:
+    """Runs passes over one node. Holds no knowledge between them but caches."""
+
+    def __init__(self, node: Node, source: SourceKeeper, reporter: Reporter) -> None:
+        self._node = node
+        self._source = source
+        self._reporter = reporter
+        self._last_pass: datetime | None = None
+        self._published: NodeStatus | None = None
+
+    def run_pass(self, *, expected: Plan | None = None) -> PassResult:
+        """Bring the node to its desired state, as far as it can be done now.
+
+        Args:
+            expected: a saved plan: the first round's plan must be the same.
+
+        Raises:
+            StalePlan: it is not.
+        """
+        node = self._node
+        ports = node.adapters.ports
+        now = ports.clock.now()
+        self._count_running_time(now)
+        report = self._source.refresh(now)
+        accepted = node.journal.accepted()
+        outcomes: list[Outcome] = []
+        drifted = False
+        tried: tuple[Action, ...] = ()
+        for round_number in range(MAX_ROUNDS):
+            desired, observed = node.look(accepted.digest if accepted else "")
+            plan = make_plan(desired, observed, node.config, ports.clock.now())
+            if expected is not None and round_number == 0 and plan.identity != expected.identity:
+                raise StalePlan(
+                    "the saved plan is not what would be done now", hint="run `reconcile plan --out FILE` again"
+                )
+            if not plan.actions or ports.stop.is_set():
+                break
+            drifted = drifted or (round_number == 0 and observed.memory.applied == plan.snapshot)
+            execution = execute(
+                plan,
+                observed=observed,
+                node=node.config,
+                adapters=node.adapters,
+                journal=node.journal,
+                sources=_sources(desired),
+                reporter=self._reporter,
+            )
+            outcomes.extend(execution.outcomes)
+            if not any(outcome.status == "done" for outcome in execution.outcomes) and plan.actions == tried:
+                # The same plan failed twice without moving anything: time, not another round, has to change something.
+                break
+            tried = plan.actions
+        else:
+            note = Note("Warning", "NotConverging", f"still not converged after {MAX_ROUNDS} rounds")
+            node.journal.apply((note,), ports.clock.now())
+        return self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
+
+    def _conclude(
+        self,
+        report: SourceReport,
+        accepted: Accepted | None,
+        desired: Desired,
+        observed: Observed,
+        plan: Plan,
+        outcomes: list[Outcome],
+        *,
+        drifted: bool,
+    ) -> PassResult:
+        node = self._node
+        choice = choose(desired, observed, node.config)
+        backend = node.adapters.backends.get(choice.target.backend) if choice.target else None
+        if not plan.actions and not plan.held and choice.role == "desired":
+            node.journal.set_fact("applied", plan.snapshot or "")
+        finding = Finding(
+            node=node.config,
+            agent=node.agent,
+            observed=observed,
+            plan=plan,
+            role=choice.role,
+            target=choice.target,
+            accepted=accepted,
+            source=report,
+            failed=tuple(outcome for outcome in outcomes if outcome.status == "failed"),
+            drifted=drifted,
+            not_enforced=backend.not_enforced() if backend else (),
+            run_folder=node.state.run,
+            previous=self._previous(),
+            now=node.adapters.ports.clock.now(),
+        )
+        status = summarise(finding)
+        self._publish(status)
+        return PassResult(status, exit_code(finding, status), tuple(outcomes), plan)
+
+    def _count_running_time(self, now: datetime) -> None:
+        node = self._node
+        accepted = node.journal.accepted()
+        if accepted is None:
+            return
+        spent = (now - self._last_pass).total_seconds() if self._last_pass else 0.0
+        self._last_pass = now
+        document = node.documents.snapshot(accepted.digest)
+        listed = frozenset(spec.manifest.digest for spec in document.spec.models)
+        # A clock that was set back counts for nothing.
+        node.journal.count_unlisted(listed, min(max(spent, 0.0), MAX_COUNTED_GAP))
+
+    def _previous(self) -> NodeStatus | None:
+        if self._published is None:
+            self._published = read_status(self._node.state)
+        return self._published
+
+    def _publish(self, status: NodeStatus) -> None:
+        before = self._published
+        fresh = before is not None and (status.updated_at - before.updated_at).total_seconds() < STATUS_REFRESH_SECONDS
+        if before is not None and fresh and _without_times(before) == _without_times(status):
+            return
+        self._node.adapters.ports.files.write(self._node.state.status, status.to_json().encode() + b"\n", mode=0o644)
+        self._published = status
+
+
+def _without_times(status: NodeStatus) -> NodeStatus:
+    hardware = status.hardware.model_copy(update={"disk_free": 0})
+    return status.model_copy(update={"updated_at": None, "hardware": hardware})
+
+
+def _sources(desired: Desired) -> Mapping[str, tuple[str, ...]]:
+    """Where each model may be fetched from. The store adds the node's own fallback list after these."""
+    if desired.document is None:
+        return {}
+    return {spec.manifest.digest: spec.sources for spec in desired.document.spec.models}

@@ -1,0 +1,208 @@
+"""What an outcome leaves behind: changes of the journal's memory, as values. Pure.
+
+The journal applies them in the same transaction in which it records the outcome, so that what happened and what is
+remembered of it cannot come apart (I7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Literal
+
+from schemas.errors import EngineUnreachable, NoSpace, ReconcileError
+from schemas.observation import Hold, LastKnownGood, ModelRecord, Rejection
+from schemas.plan import DownloadModel, PullImage, StartInstance, ValidateModel, VerifyModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from schemas.observation import Memory, ModelState
+    from schemas.plan import Action
+    from schemas.target import ServingTarget
+
+BACKOFF_FIRST: Final = timedelta(seconds=15)
+BACKOFF_LAST: Final = timedelta(hours=1)
+"""First and longest wait between attempts; it doubles in between. An hour bounds how long a repaired mirror waits."""
+
+RESTART_WINDOW: Final = timedelta(minutes=10)
+RESTART_BUDGET: Final = 5
+"""Starts of one specification within the window before it counts as crash-looping (Nomad's default is 2 in 30 min;
+systemd's 5 in 10 s). Five in ten minutes lets a flaky start recover and stops a loop within the first minutes."""
+
+# --- changes ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PutModel:
+    """Write a model's record; the journal notes the transition with its cause."""
+
+    record: ModelRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetModel:
+    """The model is no longer here."""
+
+    manifest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Remember a bad subject (I5)."""
+
+    rejection: Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class PutHold:
+    """Back off."""
+
+    hold: Hold
+
+
+@dataclass(frozen=True, slots=True)
+class DropHold:
+    """The subject worked, or changed."""
+
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class IssueReceipt:
+    """A subject passed."""
+
+    subject: str
+    manifest: str
+    intent: str
+    evidence: str
+    """Digest of the evidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoidReceipts:
+    """A manifest's bytes or answers turned out wrong."""
+
+    manifest: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitGood:
+    """The target is what this node goes back to from now on."""
+
+    good: LastKnownGood
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """An event for people and programs."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+    subject: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+Change = PutModel | ForgetModel | Reject | PutHold | DropHold | IssueReceipt | VoidReceipts | CommitGood | Note
+
+
+# --- what failures leave ------------------------------------------------------------------------------------------
+
+
+def backoff(failures: int, now: datetime) -> datetime:
+    """When the next attempt may be made after a number of consecutive failures (1 or more)."""
+    doublings: int = 2 ** min(max(failures, 1) - 1, 20)
+    return now + min(BACKOFF_FIRST * doublings, BACKOFF_LAST)
+
+
+def after_failure(
+    action: Action, error: ReconcileError, *, memory: Memory, accelerator: str, snapshot: str, now: datetime
+) -> tuple[Change, ...]:
+    """What is remembered when an action failed.
+
+    Args:
+        action: what was tried.
+        error: why it failed; its class carries the retry policy.
+        memory: what was remembered when the plan was made.
+        accelerator: the machine's accelerator, part of a subject.
+        snapshot: digest of the snapshot that the plan was made for.
+        now: the time of the failure.
+    """
+    warning = Note("Warning", error.reason, error.message, subject=action.id)
+    if isinstance(action, DownloadModel | VerifyModel):
+        return (warning, *_model_failed(action, error, memory, now))
+    if isinstance(action, PullImage):
+        return (warning, _held(action.image, error, memory, now))
+    if isinstance(action, StartInstance | ValidateModel):
+        return (warning, *_runtime_failed(action, error, memory, accelerator, snapshot, now))
+    return (warning, _held(action.id, error, memory, now))
+
+
+def model_state(
+    memory: Memory, *, manifest: str, key: str, state: ModelState, cause: str, size: int, now: datetime
+) -> PutModel:
+    """A record in a state that was reached without failing: failures start from zero again."""
+    before = memory.models.get(manifest)
+    if before is not None and before.state == state:
+        record = replace(before, key=key, failures=0, not_before=None, size=size or before.size)
+    else:
+        record = ModelRecord(manifest, key, state, now, cause, size=size)
+    return PutModel(record)
+
+
+def _model_failed(
+    action: DownloadModel | VerifyModel, error: ReconcileError, memory: Memory, now: datetime
+) -> tuple[Change, ...]:
+    manifest = action.manifest.digest
+    failures = _failures(manifest, memory) + 1
+    hold = PutHold(Hold(manifest, error.reason, error.message, failures, backoff(failures, now)))
+    if error.retry == "operator" or isinstance(error, NoSpace):
+        return (hold,)
+    if error.reason != "ModelCorrupt":
+        # Unreachable mirrors say nothing about the model: its state does not change.
+        return (hold,)
+    record = ModelRecord(manifest, action.model, "Failed", now, error.message, failures=failures, size=action.size)
+    return (hold, PutModel(record), VoidReceipts(manifest, error.message))
+
+
+def _runtime_failed(
+    action: StartInstance | ValidateModel,
+    error: ReconcileError,
+    memory: Memory,
+    accelerator: str,
+    snapshot: str,
+    now: datetime,
+) -> tuple[Change, ...]:
+    target = action.target
+    if error.retry == "backoff" and not _counts_as_bad(error, target, memory):
+        return (_held(target.spec_digest, error, memory, now),)
+    if error.retry == "operator":
+        return (_held(target.spec_digest, error, memory, now),)
+    subject = target.subject(accelerator)
+    changes: list[Change] = [Reject(Rejection(subject, target.model, error.reason, error.message, now, snapshot))]
+    if isinstance(action, ValidateModel):
+        record = ModelRecord(target.manifest, target.model, "Failed", now, error.message)
+        before = memory.models.get(target.manifest)
+        changes.append(PutModel(replace(record, size=before.size if before else 0)))
+        changes.append(VoidReceipts(target.manifest, error.message))
+    return tuple(changes)
+
+
+def _counts_as_bad(error: ReconcileError, target: ServingTarget, memory: Memory) -> bool:
+    # An engine that stops answering while it is being validated is as bad as a wrong answer, if there is another one
+    # to go back to. Without one, trying again is all that is left.
+    good = memory.last_known_good
+    return isinstance(error, EngineUnreachable) and good is not None and good.target.spec_digest != target.spec_digest
+
+
+def _held(subject: str, error: ReconcileError, memory: Memory, now: datetime) -> PutHold:
+    failures = _failures(subject, memory) + 1
+    return PutHold(Hold(subject, error.reason, error.message, failures, backoff(failures, now)))
+
+
+def _failures(subject: str, memory: Memory) -> int:
+    hold = memory.holds.get(subject)
+    return hold.failures if hold else 0

@@ -1,0 +1,135 @@
+"""One look at everything: what is there, and what is remembered. Reads only (I9)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reconciler.target import assigned
+from schemas.errors import BackendUnavailable, MissingDocument, ReconcileError
+from schemas.observation import Absent, NodeState, Observed, PartialModel, Present, StoredModel, Unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reconciler.kinds.base import Documents
+    from runtime.interfaces import Backend, Engine, HardwareProbe, ModelStore
+    from schemas.node import NodeConfig
+    from schemas.observation import Instance, Memory, Observation
+    from schemas.snapshot import Assignment, SnapshotDocument
+
+
+def observe(
+    *,
+    node: NodeConfig,
+    node_id: str,
+    memory: Memory,
+    document: SnapshotDocument | None,
+    documents: Documents,
+    hardware: HardwareProbe,
+    backends: Mapping[str, Backend],
+    engines: Mapping[str, Engine],
+    store: ModelStore,
+) -> Observed:
+    """Look at the node.
+
+    What fails to answer becomes `Unknown` with its reason; nothing is guessed.
+
+    Args:
+        node: the node's configuration.
+        node_id: checksummed address of the node's key.
+        memory: what the journal remembers.
+        document: the snapshot that is asked about: its images and models are looked for.
+        documents: where manifests are read, to know what is missing.
+        hardware: reads the machine.
+        backends: this node's backends.
+        engines: engines that this agent knows.
+        store: the model store.
+    """
+    installed = tuple(native for engine in engines.values() if (native := engine.native()) is not None)
+    machine = hardware.read()
+    assignment = assigned(document, node_id, machine, node) if document is not None else None
+    wanted = _wanted(document, assignment, memory)
+    models = _models(store, wanted)
+    return Observed(
+        node_id=node_id,
+        memory=memory,
+        state=NodeState(
+            hardware=machine,
+            engines=installed,
+            backends={name: _instances(backend) for name, backend in sorted(backends.items())},
+            not_enforced={name: backend.not_enforced() for name, backend in sorted(backends.items())},
+            images=_images(document, assignment, memory, backends),
+            models=models,
+            missing=_missing(store, documents, wanted, models),
+        ),
+    )
+
+
+def _instances(backend: Backend) -> Observation[tuple[Instance, ...]]:
+    try:
+        return Present(backend.list())
+    except BackendUnavailable as error:
+        return Unknown(error.message)
+
+
+def _wanted(document: SnapshotDocument | None, assignment: Assignment | None, memory: Memory) -> Sequence[str]:
+    """Manifests that this decision may be about, in a fixed order."""
+    wanted: dict[str, None] = {}
+    if document is not None and assignment is not None:
+        wanted.update((spec.manifest.digest, None) for spec in document.spec.models if spec.key in assignment.serve)
+    if memory.last_known_good is not None:
+        wanted[memory.last_known_good.target.manifest] = None
+    return tuple(wanted)
+
+
+def _models(store: ModelStore, wanted: Sequence[str]) -> Mapping[str, Observation[StoredModel | PartialModel]]:
+    try:
+        stored = store.list()
+    except (OSError, ReconcileError) as error:
+        return dict.fromkeys(wanted, Unknown(str(error)))
+    seen: dict[str, Observation[StoredModel | PartialModel]] = {digest: Absent() for digest in wanted}
+    return seen | {digest: Present(model) for digest, model in stored.items()}
+
+
+def _missing(
+    store: ModelStore,
+    documents: Documents,
+    wanted: Sequence[str],
+    models: Mapping[str, Observation[StoredModel | PartialModel]],
+) -> Mapping[str, int]:
+    missing: dict[str, int] = {}
+    for digest in wanted:
+        seen = models[digest]
+        stored = isinstance(seen, Present) and isinstance(seen.value, StoredModel)
+        if stored or isinstance(seen, Unknown):
+            continue
+        try:
+            missing[digest] = store.missing(documents.model(digest))
+        except MissingDocument:
+            # Its manifest is not kept: it cannot be fetched, which the action itself will say.
+            continue
+    return missing
+
+
+def _images(
+    document: SnapshotDocument | None,
+    assignment: Assignment | None,
+    memory: Memory,
+    backends: Mapping[str, Backend],
+) -> Mapping[str, Observation[str]]:
+    asked: dict[tuple[str, str], None] = {}
+    containers = [name for name, backend in sorted(backends.items()) if backend.mode == "container"]
+    if document is not None and assignment is not None:
+        runtime = next(runtime for runtime in document.spec.runtimes if runtime.name == assignment.runtime)
+        asked.update(((name, image.ref), None) for name in containers for image in runtime.images)
+    good = memory.last_known_good
+    if good is not None and good.target.image is not None and good.target.backend in backends:
+        asked[good.target.backend, good.target.image] = None
+    return {f"{name}/{ref}": _image(backends[name], ref) for name, ref in asked}
+
+
+def _image(backend: Backend, ref: str) -> Observation[str]:
+    try:
+        return backend.image(ref)
+    except BackendUnavailable as error:
+        return Unknown(error.message)

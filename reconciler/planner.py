@@ -1,0 +1,117 @@
+"""The heart: `plan(desired, observed, node, now) -> Plan`. Pure; the same arguments give the same plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reconciler.fingerprint import fingerprint
+from reconciler.kinds.base import Draft, Situation
+from reconciler.kinds.registry import KINDS
+from reconciler.target import choose
+from schemas.plan import Cost, DownloadModel, Held, Plan, StartInstance, StopInstance
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from reconciler.desired import Desired
+    from schemas.node import NodeConfig
+    from schemas.observation import Observed
+    from schemas.plan import Action
+
+
+def plan(desired: Desired, observed: Observed, node: NodeConfig, now: datetime) -> Plan:
+    """What would make this node what the snapshot says.
+
+    Args:
+        desired: the snapshot, verified or a draft, with the manifests that are needed.
+        observed: what is there, and what is remembered.
+        node: the owner's configuration and policy.
+        now: the time at which holds, windows and retests are judged.
+    """
+    choice = choose(desired, observed, node)
+    situation = Situation(desired, observed, node, now, choice)
+    draft = Draft(held=list(choice.held), trace=list(choice.trace))
+    if not observed.memory.suspended:
+        for kind in KINDS:
+            kind.diff(situation, draft)
+            if kind.name == "model":
+                _hold_what_does_not_fit(situation, draft)
+    else:
+        _hold_everything(situation, draft)
+    return _finish(situation, draft)
+
+
+def _hold_everything(situation: Situation, draft: Draft) -> None:
+    """Suspension holds every change but one: what the network has withdrawn is stopped all the same (I6)."""
+    trial = Draft()
+    for kind in KINDS:
+        kind.diff(situation, trial)
+    urgent = [
+        action
+        for action in trial.actions
+        if isinstance(action, StopInstance) and action.cause.startswith("withdrawn by the network")
+    ]
+    draft.actions.extend(urgent)
+    draft.trace.extend(trial.trace)
+    waiting = len(trial.actions) - len(urgent)
+    if waiting:
+        draft.hold("node", "Suspended", f"{waiting} changes wait: {situation.observed.memory.suspended}")
+
+
+def _hold_what_does_not_fit(situation: Situation, draft: Draft) -> None:
+    """Refuse downloads that the disk cannot hold, before byte 0 and with the numbers."""
+    downloads = [action for action in draft.actions if isinstance(action, DownloadModel)]
+    needed = sum(action.to_fetch for action in downloads)
+    room = situation.observed.state.hardware.disk_free - situation.node.policy.reserve - _kept_free(situation)
+    if not downloads or needed <= room:
+        return
+    target = situation.choice.target
+    for action in downloads:
+        message = f"{needed} bytes are needed, {max(room, 0)} are free beyond what is kept in reserve"
+        draft.hold(action.model, "NoSpace", message)
+        draft.actions.remove(action)
+        if action.id in draft.staging:
+            draft.staging.remove(action.id)
+        if target is not None and target.manifest == action.manifest.digest:
+            draft.blocked = True
+
+
+def _kept_free(situation: Situation) -> int:
+    percent = situation.node.keep_free
+    if situation.desired.document is not None:
+        percent = max(percent, situation.desired.document.spec.policy.gc.keep_free)
+    return situation.observed.state.hardware.disk * percent // 100
+
+
+def _finish(situation: Situation, draft: Draft) -> Plan:
+    desired, observed = situation.desired, situation.observed
+    actions = tuple(draft.actions)
+    return Plan(
+        network=situation.node.network,
+        node=observed.node_id,
+        snapshot=desired.digest or None,
+        sequence=desired.document.metadata.sequence if desired.document else 0,
+        draft=not desired.verified and desired.document is not None,
+        observation=fingerprint(observed),
+        actions=actions,
+        held=_distinct(draft.held),
+        trace=tuple(draft.trace),
+        cost=_cost(situation, actions),
+        made_at=situation.now.replace(microsecond=0),
+    )
+
+
+def _distinct(held: list[Held]) -> tuple[Held, ...]:
+    return tuple(dict.fromkeys(held))
+
+
+def _cost(situation: Situation, actions: tuple[Action, ...]) -> Cost:
+    fetch = sum(action.to_fetch for action in actions if isinstance(action, DownloadModel))
+    starts = any(isinstance(action, StartInstance) for action in actions)
+    stops = any(isinstance(action, StopInstance) and action.drain > 0 for action in actions)
+    return Cost(
+        fetch=fetch,
+        disk=fetch,
+        disk_free=situation.observed.state.hardware.disk_free,
+        downtime="swap" if starts and stops else "start" if starts else "none",
+    )

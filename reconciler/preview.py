@@ -1,0 +1,103 @@
+"""What a dry run plans for, found out without writing anything but below a scratch folder (I9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from desired_state.document import SNAPSHOT_LIMIT, load
+from desired_state.files import FolderFiles
+from desired_state.layout import snapshot_file
+from reconciler.journal import StoredDocument
+from reconciler.source import (
+    Question,
+    bound_documents,
+    current_mark,
+    current_trust,
+    git_source,
+    inquire,
+    known_heads,
+)
+from reconciler.state_dir import StateDir
+from schemas.digests import digest_bytes
+from schemas.errors import NotTrusted, ReconcileError, WrongNetwork
+from schemas.snapshot import SnapshotDocument
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from reconciler.journal import Journal
+    from schemas.node import NodeConfig
+    from schemas.ports import Ports
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A snapshot to plan for."""
+
+    digest: str
+    """Its digest; empty for none."""
+    verified: bool
+    """False for a folder that nobody signed for."""
+    documents: Mapping[str, StoredDocument]
+    """What it would bring, by digest."""
+    cleared: tuple[str, ...] = ()
+    """Subjects whose remembered failure it would clear."""
+    refusal: ReconcileError | None = None
+    """Why what the repositories show cannot be believed, or could not be seen."""
+
+
+def preview_folder(config: NodeConfig, folder: Path) -> Preview:
+    """A working copy: read and checked like any other, but signed by nobody.
+
+    Raises:
+        DocumentError: a document is not what it must be.
+        WrongNetwork: it is another network's.
+    """
+    files = FolderFiles(folder)
+    path = snapshot_file(config.network)
+    content = files.read(path, SNAPSHOT_LIMIT)
+    document = load(content, SnapshotDocument, file=path, limit=SNAPSHOT_LIMIT)
+    if document.metadata.network != config.network:
+        raise WrongNetwork(f"{path} is of the network {document.metadata.network!r}")
+    digest = digest_bytes(content)
+    documents = {digest: StoredDocument("snapshot", content), **bound_documents(files, document)}
+    return Preview(digest, verified=False, documents=documents, cleared=document.spec.retry)
+
+
+def preview(config: NodeConfig, journal: Journal, *, ports: Ports, scratch: Path, agent: str, now: datetime) -> Preview:
+    """What the next pass would act upon.
+
+    Args:
+        config: the node's configuration.
+        journal: open for reading.
+        ports: the outside.
+        scratch: a folder that may be written to, and that the caller removes.
+        agent: version of this agent.
+        now: read once by the caller.
+    """
+    state, accepted = StateDir(Path(config.state_dir)), journal.accepted()
+    in_force = Preview(accepted.digest if accepted else "", verified=accepted is not None, documents={})
+    try:
+        mark, trust = current_mark(state, journal, ports), current_trust(config, journal)
+    except NotTrusted as error:
+        return replace(in_force, refusal=error)
+    question = Question(
+        config=config,
+        git=git_source(config, ports),
+        into=scratch,
+        borrow=state.mirror if state.mirror.is_dir() else None,
+        seen=known_heads(journal) if accepted else {},
+        trust=trust,
+        mark=mark,
+        floor=accepted.issued_at if accepted else None,
+        agent=agent,
+        now=now,
+    )
+    answer = inquire(question)
+    if answer.snapshot is None or answer.snapshot.digest == in_force.digest:
+        return replace(in_force, refusal=answer.refusal)
+    retry = answer.snapshot.document.spec.retry
+    return Preview(answer.snapshot.digest, verified=True, documents=answer.documents, cleared=retry)

@@ -1,0 +1,309 @@
+"""One summariser: from everything known at the end of a pass to conditions, status and exit code. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from runtime.interfaces import SOCKET_NAME
+from schemas.observation import Present, StoredModel
+from schemas.status import (
+    Condition,
+    ConditionType,
+    GpuStatus,
+    HardwareStatus,
+    ModelStatus,
+    NodeStatus,
+    ServingStatus,
+    SnapshotStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from pathlib import Path
+    from typing import Literal
+
+    from reconciler.executor import Outcome
+    from reconciler.journal import Accepted
+    from schemas.errors import ReconcileError
+    from schemas.node import NodeConfig
+    from schemas.observation import Instance, Observed, Receipt
+    from schemas.plan import Plan
+    from schemas.target import ServingTarget
+
+EXIT_PENDING_WINDOW: Final = 5
+EXIT_NOT_READY: Final = 6
+_PRIORITY: Final = (64, 1, 3, 4, 5, 6, 2, 0)
+"""CLI contract: when several apply, the first of these is the exit code."""
+
+_WAITING: Final = frozenset({"Suspended", "OutsideWindow"})
+_QUIET: Final = frozenset({"SignaturesPending"})
+"""Refusals that are part of normal work: nobody is alarmed, nothing fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """What asking the repositories came to."""
+
+    verified: bool
+    """Whether the newest snapshot that was seen is the one in force."""
+    reason: str
+    message: str
+    error: ReconcileError | None = None
+    """The refusal or failure, None when all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Everything that the summary is made from."""
+
+    node: NodeConfig
+    agent: str
+    observed: Observed
+    """The last look of the pass."""
+    plan: Plan
+    """What would still be done now: empty on a node that has converged."""
+    role: str
+    """Role of the chosen target: desired, last-known-good or none."""
+    target: ServingTarget | None
+    accepted: Accepted | None
+    source: SourceReport
+    failed: tuple[Outcome, ...]
+    """Actions of this pass that failed."""
+    drifted: bool
+    """Whether this pass had to repair what the snapshot did not change."""
+    not_enforced: tuple[str, ...]
+    run_folder: Path
+    previous: NodeStatus | None
+    now: datetime
+
+
+def summarise(finding: Finding) -> NodeStatus:
+    """The node's report."""
+    serving = _serving(finding)
+    hardware = finding.observed.state.hardware
+    return NodeStatus(
+        network=finding.node.network,
+        node=finding.observed.node_id,
+        account=finding.node.account,
+        labels=dict(finding.node.labels),
+        agent=finding.agent,
+        updated_at=finding.now.replace(microsecond=0),
+        conditions=_conditions(finding, serving),
+        snapshot=_snapshot(finding.accepted),
+        serving=serving,
+        models=_models(finding, serving),
+        held=finding.plan.held,
+        hardware=HardwareStatus(
+            platform=hardware.platform,
+            processor=hardware.processor,
+            cpus=hardware.cpus,
+            memory=hardware.memory,
+            disk=hardware.disk,
+            disk_free=hardware.disk_free,
+            gpus=tuple(GpuStatus(uuid=g.uuid, name=g.name, memory=g.memory, driver=g.driver) for g in hardware.gpus),
+        ),
+        engines=tuple(f"{engine.engine} {engine.version}" for engine in finding.observed.state.engines),
+    )
+
+
+def exit_code(finding: Finding, status: NodeStatus) -> int:
+    """The exit code of a pass (CLI contract)."""
+    codes = {0}
+    ready = _is(status, "Ready")
+    error = finding.source.error
+    # An unreachable source is no failure while something good serves (I6).
+    if error is not None and error.reason not in _QUIET and (error.retry != "backoff" or not ready):
+        codes.add(error.exit_code)
+    if any(held.reason in _WAITING for held in finding.plan.held):
+        codes.add(EXIT_PENDING_WINDOW)
+    elif not ready:
+        codes.add(EXIT_NOT_READY)
+    return next(code for code in _PRIORITY if code in codes)
+
+
+# --- conditions ---------------------------------------------------------------------------------------------------
+
+
+def _conditions(finding: Finding, serving: ServingStatus | None) -> tuple[Condition, ...]:
+    verdicts: dict[ConditionType, tuple[bool | None, str, str]] = {
+        "Ready": _ready(finding, serving),
+        "Reconciling": _reconciling(finding),
+        "Stalled": _stalled(finding, serving),
+        "SourceVerified": _source(finding),
+        "Drifted": _drifted(finding),
+        "RolledBack": _rolled_back(finding),
+        "Suspended": _suspended(finding),
+    }
+    return tuple(_condition(finding, type_, verdict) for type_, verdict in verdicts.items())
+
+
+def _condition(finding: Finding, type_: ConditionType, verdict: tuple[bool | None, str, str]) -> Condition:
+    value, reason, message = verdict
+    status: Literal["True", "False", "Unknown"] = "Unknown" if value is None else "True" if value else "False"
+    before = finding.previous.condition(type_) if finding.previous is not None else None
+    since = before.since if before is not None and before.status == status else finding.now.replace(microsecond=0)
+    return Condition(type=type_, status=status, reason=reason, message=message[:4096], since=since)
+
+
+def _ready(finding: Finding, serving: ServingStatus | None) -> tuple[bool | None, str, str]:
+    if finding.accepted is None:
+        return False, "NoSnapshot", "no snapshot was accepted yet"
+    if serving is None:
+        held = finding.plan.held
+        return False, held[0].reason if held else "NotServing", held[0].message if held else "nothing serves"
+    if serving.receipt is None:
+        return False, "NotValidated", f"{serving.model} runs, but has not passed its probe"
+    if finding.role == "last-known-good":
+        held = finding.plan.held
+        return False, held[0].reason if held else "RolledBack", f"{serving.model}, the last known good, serves"
+    if finding.plan.actions or finding.plan.held:
+        reason, message = _pending(finding)
+        return False, reason, f"{serving.model} serves; not yet as wanted: {message}"
+    return True, "Serving", f"{serving.model} serves and has passed its probe"
+
+
+def _pending(finding: Finding) -> tuple[str, str]:
+    if finding.plan.held:
+        return finding.plan.held[0].reason, f"{finding.plan.held[0].subject}: {finding.plan.held[0].message}"
+    failed = next((outcome for outcome in finding.failed if outcome.error is not None), None)
+    if failed is not None and failed.error is not None:
+        return failed.error.reason, failed.error.message
+    return "ChangesPending", f"{len(finding.plan.actions)} actions are due"
+
+
+def _reconciling(finding: Finding) -> tuple[bool | None, str, str]:
+    waiting = [held for held in finding.plan.held if held.until is not None]
+    if finding.plan.actions:
+        return True, "ChangesPending", f"{len(finding.plan.actions)} actions are due"
+    if waiting:
+        return True, "Waiting", f"{waiting[0].subject}: {waiting[0].reason}"
+    return False, "Converged", "nothing is due"
+
+
+def _stalled(finding: Finding, serving: ServingStatus | None) -> tuple[bool | None, str, str]:
+    stuck = [held for held in finding.plan.held if held.until is None and held.reason not in _WAITING]
+    if stuck and (finding.role == "none" or serving is None):
+        return True, stuck[0].reason, "there is no last known good to go back to"
+    looping = [held for held in finding.plan.held if held.reason == "CrashLooping"]
+    if looping:
+        return True, "CrashLooping", looping[0].message
+    return False, "Progressing", "nothing needs a person"
+
+
+def _source(finding: Finding) -> tuple[bool | None, str, str]:
+    error = finding.source.error
+    value = None if error is not None and error.retry == "backoff" else finding.source.verified
+    return value, finding.source.reason, finding.source.message
+
+
+def _drifted(finding: Finding) -> tuple[bool | None, str, str]:
+    if not finding.drifted:
+        return False, "AsApplied", "nothing was changed from outside"
+    if finding.plan.actions:
+        return True, "NotRepaired", f"{len(finding.plan.actions)} actions are due"
+    return False, "Repaired", "what had changed from outside was repaired"
+
+
+def _rolled_back(finding: Finding) -> tuple[bool | None, str, str]:
+    if finding.role != "last-known-good" or finding.target is None:
+        return False, "AsWanted", "no way back was taken"
+    held = finding.plan.held[0] if finding.plan.held else None
+    why = f"{held.reason}: {held.message}" if held else "the snapshot's wish cannot be followed"
+    return True, held.reason if held else "RolledBack", f"{finding.target.model} serves instead ({why})"
+
+
+def _suspended(finding: Finding) -> tuple[bool | None, str, str]:
+    reason = finding.observed.memory.suspended
+    return (True, "ByOperator", reason) if reason else (False, "Active", "changes are applied")
+
+
+def _is(status: NodeStatus, type_: ConditionType) -> bool:
+    condition = status.condition(type_)
+    return condition is not None and condition.status == "True"
+
+
+# --- facts --------------------------------------------------------------------------------------------------------
+
+
+def _snapshot(accepted: Accepted | None) -> SnapshotStatus | None:
+    if accepted is None:
+        return None
+    return SnapshotStatus(
+        digest=accepted.digest,
+        epoch=accepted.epoch,
+        sequence=accepted.sequence,
+        signers=accepted.signers,
+        expires_at=accepted.expires_at,
+        accepted_at=accepted.accepted_at,
+    )
+
+
+def _serving(finding: Finding) -> ServingStatus | None:
+    """What runs, with the receipt that it holds for exactly what it is."""
+    good = finding.observed.memory.last_known_good
+    candidates = [target for target in (finding.target, good.target if good else None) if target is not None]
+    for target in candidates:
+        for instance in _running(finding.observed):
+            if instance.backend == target.backend and instance.spec_digest == target.spec_digest:
+                return _serving_status(finding, target, instance)
+    return None
+
+
+def _running(observed: Observed) -> list[Instance]:
+    return [
+        instance
+        for _, seen in sorted(observed.state.backends.items())
+        if isinstance(seen, Present)
+        for instance in seen.value
+        if instance.status == "running"
+    ]
+
+
+def _serving_status(finding: Finding, target: ServingTarget, instance: Instance) -> ServingStatus:
+    receipt = _receipt(finding, target, instance)
+    return ServingStatus(
+        model=target.model,
+        manifest=target.manifest,
+        engine=f"{target.engine} {target.version}",
+        mode=target.mode,
+        backend=target.backend,
+        instance=instance.name,
+        socket=str(finding.run_folder / instance.name / SOCKET_NAME),
+        # A receipt is a sign of health that no process state can give.
+        health="healthy" if receipt is not None and instance.health == "unknown" else instance.health,
+        since=instance.started_at.replace(microsecond=0) if instance.started_at else None,
+        receipt=receipt.digest if receipt else None,
+        not_enforced=finding.not_enforced,
+    )
+
+
+def _receipt(finding: Finding, target: ServingTarget, instance: Instance) -> Receipt | None:
+    subject = target.subject(finding.observed.state.hardware.accelerator)
+    receipts = [
+        receipt
+        for receipt in finding.observed.memory.receipts
+        if receipt.subject == subject and receipt.intent == instance.intent
+    ]
+    return receipts[-1] if receipts else None
+
+
+def _models(finding: Finding, serving: ServingStatus | None) -> tuple[ModelStatus, ...]:
+    stored: Mapping[str, int] = {
+        digest: seen.value.size
+        for digest, seen in finding.observed.state.models.items()
+        if isinstance(seen, Present) and isinstance(seen.value, StoredModel)
+    }
+    return tuple(
+        ModelStatus(
+            model=record.key,
+            manifest=digest,
+            state=record.state,
+            loaded=serving is not None and serving.manifest == digest and serving.receipt is not None,
+            size=stored.get(digest, record.size),
+            cause=record.cause[:4096],
+            since=record.since.replace(microsecond=0),
+        )
+        for digest, record in sorted(finding.observed.memory.models.items(), key=lambda item: item[1].key)
+    )

@@ -1,0 +1,283 @@
+"""What this node should serve now: the snapshot's wish, the last known good, or nothing. Pure.
+
+`choose` walks from the assignment to a resolved target; every step that ends the walk leaves its reason, so that
+`why` and `plan` tell the same story.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from reconciler.modes import choose_mode
+from reconciler.selectors import inside, matches, node_labels
+from schemas.plan import Explanation, Held
+from schemas.target import ServingTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reconciler.desired import Desired
+    from schemas.node import NodeConfig
+    from schemas.observation import Hardware, NativeEngine, Observed
+    from schemas.snapshot import Assignment, ModelSpec, RuntimeSpec, SnapshotDocument
+    from schemas.target import BackendName
+
+Role = Literal["desired", "last-known-good", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What should serve, in which role, and why."""
+
+    target: ServingTarget | None
+    role: Role
+    wanted: ServingTarget | None
+    """What the snapshot asks for, also where something else was chosen."""
+    serve: tuple[ModelSpec, ...]
+    """Models that should be installed here, the loaded one first."""
+    held: tuple[Held, ...]
+    trace: tuple[Explanation, ...]
+    assigned: bool
+    """Whether an assignment of the snapshot matches this node."""
+
+
+class _NotPossibleError(Exception):
+    """Ends the walk: the wish cannot be followed, with a stable reason and a message."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+def choose(desired: Desired, observed: Observed, node: NodeConfig) -> Choice:
+    """Decide what this node should serve."""
+    trace: list[Explanation] = []
+    if desired.document is None:
+        return Choice(None, "none", None, (), (), (_step("runtime", "no snapshot was accepted yet"),), assigned=False)
+    assignment = assigned(desired.document, observed.node_id, observed.state.hardware, node, trace)
+    if assignment is None:
+        held = Held(subject="runtime", reason="NoAssignment", message="no assignment of the snapshot matches this node")
+        return _fall_back(desired.document, observed, None, (), (held,), trace, assigned=False)
+    serve = _served(desired.document, assignment)
+    try:
+        wanted = _resolve(desired.document, assignment, serve[0], observed, node, trace)
+    except _NotPossibleError as refusal:
+        held = Held(subject=serve[0].key, reason=refusal.reason, message=refusal.message)
+        return _fall_back(desired.document, observed, None, serve, (held,), trace, assigned=True)
+    refused = _refused(desired.document, wanted, observed)
+    if refused is not None:
+        return _fall_back(desired.document, observed, wanted, serve, (refused,), trace, assigned=True)
+    trace.append(_step("runtime", f"the snapshot's wish is followed: {wanted.model} on {wanted.engine}"))
+    return Choice(wanted, "desired", wanted, serve, (), tuple(trace), assigned=True)
+
+
+def withdrawn(document: SnapshotDocument, target: ServingTarget) -> str:
+    """The signed reason why a target must not run, empty if it may (I6)."""
+    digests = {entry.digest: entry.reason or "withdrawn by the network" for entry in document.spec.withdrawn}
+    image = "sha256:" + target.image.partition("@sha256:")[2] if target.image else ""
+    return digests.get(target.manifest) or digests.get(image) or ""
+
+
+# --- the walk -----------------------------------------------------------------------------------------------------
+
+
+def assigned(
+    document: SnapshotDocument,
+    node_id: str,
+    hardware: Hardware,
+    node: NodeConfig,
+    trace: list[Explanation] | None = None,
+) -> Assignment | None:
+    """The first assignment that selects this node and whose rollout has reached it.
+
+    Args:
+        document: the snapshot.
+        node_id: checksummed address of the node's key.
+        hardware: facts that selectors may name.
+        node: the node's labels.
+        trace: receives a step for each assignment that was looked at.
+    """
+    labels = node_labels(node.labels, hardware)
+    steps = trace if trace is not None else []
+    for number, assignment in enumerate(document.spec.assignments, start=1):
+        if not matches(assignment.selector, labels):
+            steps.append(_step("assignment", f"{number} does not select this node"))
+        elif not inside(assignment, node_id):
+            steps.append(_step("assignment", f"{number} selects this node, but its rollout has not reached it"))
+        else:
+            steps.append(_step("assignment", f"{number} matches: {assignment.runtime} serves {assignment.serve[0]}"))
+            return assignment
+    return None
+
+
+def _served(document: SnapshotDocument, assignment: Assignment) -> tuple[ModelSpec, ...]:
+    models = {model.key: model for model in document.spec.models}
+    return tuple(models[key] for key in assignment.serve)
+
+
+def _resolve(
+    document: SnapshotDocument,
+    assignment: Assignment,
+    model: ModelSpec,
+    observed: Observed,
+    node: NodeConfig,
+    trace: list[Explanation],
+) -> ServingTarget:
+    runtime = next(runtime for runtime in document.spec.runtimes if runtime.name == assignment.runtime)
+    hardware = observed.state.hardware
+    _require_fit(runtime, model, hardware)
+    choice = choose_mode(runtime, document.spec.policy, node, _backends(observed))
+    trace.append(_step("mode", choice.reason))
+    if choice.mode is None or choice.backend is None:
+        raise _NotPossibleError("NoMode", choice.reason)
+    _require_isolation(runtime, choice.backend, observed, node)
+    image = environment = None
+    if choice.mode == "container":
+        image = _image(runtime, hardware)
+    else:
+        environment = _environment(runtime, observed.state.engines)
+    return ServingTarget(
+        runtime=runtime.name,
+        engine=runtime.engine,
+        version=runtime.version,
+        mode=choice.mode,
+        backend=choice.backend,
+        image=image,
+        environment=environment,
+        engine_args=runtime.engine_args,
+        isolation=runtime.isolation,
+        resources=runtime.resources,
+        timeouts=runtime.timeouts,
+        model=model.key,
+        manifest=model.manifest.digest,
+        probe=model.validation.probe,
+        gpu_memory=model.requires.gpu_memory,
+    )
+
+
+def _backends(observed: Observed) -> Sequence[BackendName]:
+    # Present or unknown alike: the configuration named it, so it is one of this node's.
+    order: tuple[BackendName, ...] = ("docker", "podman", "simulated", "native")
+    return tuple(name for name in order if name in observed.state.backends)
+
+
+def _require_fit(runtime: RuntimeSpec, model: ModelSpec, hardware: Hardware) -> None:
+    if model.requires.engines and not any(_engine_fits(bound, runtime) for bound in model.requires.engines):
+        wanted = " or ".join(model.requires.engines)
+        raise _NotPossibleError("Incompatible", f"{model.key} needs {wanted}, not {runtime.engine} {runtime.version}")
+    needed = model.requires.memory
+    if needed > hardware.memory:
+        raise _NotPossibleError(
+            "Incompatible", f"{model.key} needs {needed} bytes of memory, the machine has {hardware.memory}"
+        )
+    if runtime.resources.gpus > len(hardware.gpus):
+        raise _NotPossibleError(
+            "Incompatible", f"{runtime.name} needs {runtime.resources.gpus} GPUs, the machine has {len(hardware.gpus)}"
+        )
+    video = sum(gpu.memory for gpu in hardware.gpus[: runtime.resources.gpus])
+    if model.requires.gpu_memory > video:
+        raise _NotPossibleError(
+            "Incompatible", f"{model.key} needs {model.requires.gpu_memory} bytes of GPU memory, there are {video}"
+        )
+
+
+def _require_isolation(runtime: RuntimeSpec, backend: BackendName, observed: Observed, node: NodeConfig) -> None:
+    """Anything weaker than full isolation is allowed by snapshot and by the node's owner, or refused (I10)."""
+    settings = {"docker": node.backends.docker, "podman": node.backends.podman, "native": node.backends.native}
+    owner = settings.get(backend)
+    by_owner = owner.allow_unenforced if owner is not None else ()
+    by_network = runtime.isolation.allow_unenforced
+    refused = [
+        name for name in observed.state.not_enforced.get(backend, ()) if name not in by_owner or name not in by_network
+    ]
+    if refused:
+        raise _NotPossibleError(
+            "IsolationRefused",
+            f"{backend} cannot enforce {', '.join(refused)} on this machine, and snapshot (isolation.allowUnenforced) "
+            f"and node (backends.{backend}.allowUnenforced) do not both allow that",
+        )
+
+
+def _engine_fits(bound: str, runtime: RuntimeSpec) -> bool:
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415 - 16 ms, for models with a bound
+    from packaging.version import InvalidVersion, Version  # noqa: PLC0415 - as above
+
+    name = re.match(r"[a-z]*", bound).group()  # type: ignore[union-attr]
+    if name != runtime.engine:
+        return False
+    try:
+        return Version(runtime.version) in SpecifierSet(bound[len(name) :], prereleases=True)
+    except (InvalidSpecifier, InvalidVersion):
+        return False
+
+
+def _image(runtime: RuntimeSpec, hardware: Hardware) -> str:
+    accelerator = "cuda" if runtime.resources.gpus else "cpu"
+    for image in runtime.images:
+        if image.platform == hardware.platform and image.accelerator == accelerator:
+            return image.ref
+    raise _NotPossibleError("Incompatible", f"{runtime.name} has no image for {hardware.platform} with {accelerator}")
+
+
+def _environment(runtime: RuntimeSpec, engines: Sequence[NativeEngine]) -> str:
+    installed = {engine.engine: engine for engine in engines}
+    engine = installed.get(runtime.engine)
+    if runtime.native is not None and runtime.native.lock is not None:
+        raise _NotPossibleError("Incompatible", "locked native environments are not supported by this agent yet")
+    if engine is None:
+        raise _NotPossibleError("Incompatible", f"{runtime.engine} is not installed beside this agent")
+    if engine.version != runtime.version:
+        raise _NotPossibleError(
+            "Incompatible",
+            f"{runtime.engine} {engine.version} is installed beside this agent, the snapshot wants {runtime.version}",
+        )
+    return engine.environment
+
+
+# --- refusals and the way back ------------------------------------------------------------------------------------
+
+
+def _refused(document: SnapshotDocument, target: ServingTarget, observed: Observed) -> Held | None:
+    reason = withdrawn(document, target)
+    if reason:
+        return Held(subject=target.model, reason="Withdrawn", message=reason)
+    subject = target.subject(observed.state.hardware.accelerator)
+    rejection = observed.memory.rejections.get(subject)
+    if rejection is None:
+        return None
+    return Held(
+        subject=target.model,
+        reason=rejection.reason,
+        message=rejection.message,
+        token=subject,
+    )
+
+
+def _fall_back(
+    document: SnapshotDocument,
+    observed: Observed,
+    wanted: ServingTarget | None,
+    serve: tuple[ModelSpec, ...],
+    held: tuple[Held, ...],
+    trace: list[Explanation],
+    *,
+    assigned: bool,
+) -> Choice:
+    trace.extend(_step(item.subject, f"{item.reason}: {item.message}") for item in held)
+    good = observed.memory.last_known_good
+    if good is None:
+        trace.append(_step("runtime", "there is no last known good to go back to"))
+        return Choice(None, "none", wanted, serve, held, tuple(trace), assigned=assigned)
+    refused = _refused(document, good.target, observed)
+    if refused is not None:
+        trace.append(_step("runtime", f"the last known good may not run either: {refused.message}"))
+        return Choice(None, "none", wanted, serve, (*held, refused), tuple(trace), assigned=assigned)
+    trace.append(_step("runtime", f"the last known good serves: {good.target.model}"))
+    return Choice(good.target, "last-known-good", wanted, serve, held, tuple(trace), assigned=assigned)
+
+
+def _step(subject: str, decision: str) -> Explanation:
+    return Explanation(subject=subject, decision=decision[:4096])

@@ -1,0 +1,1 @@
+"""How the node's things are done: backends, engines, models, validation, hardware. Decides nothing."""

@@ -1,0 +1,1 @@
+"""Backends: how an engine instance is run. One file per outside thing."""

@@ -1,0 +1,413 @@
+"""Containers, through Docker's API: Docker itself, and Podman's compatible service. The only importer of the SDK.
+
+Every container gets the restrictions of I10. It is found again by its name and labels together, because an image can
+carry labels of its own; whose it is, the journal says.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import docker
+import docker.errors
+import docker.types
+import requests.exceptions
+
+from runtime.backends import socket_folder
+from runtime.interfaces import EngineView
+from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
+from schemas.observation import Absent, Instance, Present, Unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from runtime.interfaces import InstanceSpec, Progress
+    from schemas.observation import Health, InstanceStatus, Observation
+    from schemas.ports import Ports, Stop
+    from schemas.snapshot import Mode, Unenforced
+    from schemas.target import BackendName
+
+MODEL_PATH: Final = "/model"
+SOCKET_FOLDER: Final = "/run/reconcile"
+
+API_SECONDS: Final = 30
+"""Bound of one call to the engine's API. A list takes milliseconds; stopping has its own bound on top."""
+
+RUN_AS: Final = "65534:65534"
+"""nobody:nogroup: owns nothing, in any image."""
+
+TMPFS: Final = "rw,noexec,nosuid,nodev,mode=1777,size=64m"
+SMALL_TMPFS: Final = "rw,noexec,nosuid,nodev,mode=1777,size=1m"
+"""Podman mounts unbounded, executable tmpfs on /run and /var/tmp of a read-only container unless it gets its own."""
+
+VOLUME_TMPFS: Final = "rw,noexec,nosuid,nodev,mode=1777,size=16m"
+"""What covers an image's VOLUMEs, which would otherwise be unbounded and survive."""
+
+OPEN_FILES: Final = 1024
+"""Files that an engine may have open: what POSIX systems give a process by default."""
+
+OUTPUT_LIMIT: Final = 2**20
+LABEL: Final = "org.inference-reconciler."
+
+_STATUS: Final[dict[str, InstanceStatus]] = {
+    "created": "created",
+    "configured": "created",  # Podman's word for it
+    "initialized": "created",
+    "running": "running",
+    "restarting": "running",
+    "paused": "running",
+    "stopping": "running",
+    "removing": "exited",
+    "exited": "exited",
+    "stopped": "exited",
+    "dead": "exited",
+}
+
+
+class ContainerEngine:
+    """A backend that runs instances as containers of one engine.
+
+    The SDK's client is not safe to share between threads: each thread has its own.
+    """
+
+    mode: Mode = "container"
+
+    def __init__(self, name: BackendName, *, socket: str, network: str, node_id: str, ports: Ports) -> None:
+        """Describe the engine; nothing is connected yet.
+
+        Args:
+            name: `docker` or `podman`.
+            socket: path of the engine's unix socket.
+            network: the network of this node.
+            node_id: this node. Containers of other nodes on the same engine are none of ours.
+            ports: durable writes for captured output.
+        """
+        self.name: BackendName = name
+        self._socket = socket
+        self._marks = {f"{LABEL}network": network, f"{LABEL}node": node_id}
+        self._ports = ports
+        self._local = threading.local()
+
+    # --- looking --------------------------------------------------------------------------------------------------
+
+    def list(self) -> tuple[Instance, ...]:
+        """Every container with this node's marks: one call, and one more for each that has ended."""
+        with self._translated():
+            marks = [f"{key}={value}" for key, value in sorted(self._marks.items())]
+            found = self._api.containers(all=True, filters={"label": marks})
+            instances = [self._listed(item) for item in found]
+        return tuple(sorted((item for item in instances if item is not None), key=lambda item: item.name))
+
+    def inspect(self, name: str) -> Instance | None:
+        """One container, None when there is none of that name with this node's marks."""
+        with self._translated():
+            detail = self._detail(name)
+        return self._instance(detail) if detail is not None else None
+
+    def is_peer(self, name: str, pid: int) -> bool:
+        """Whether a process lives in the container's control group."""
+        with self._translated():
+            detail = self._detail(name)
+        if detail is None or not detail["State"].get("Running"):
+            return False
+        if pid == int(detail["State"].get("Pid") or 0):
+            return True
+        try:
+            with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - a kernel file
+                return str(detail["Id"]) in file.read(2**16)
+        except OSError:
+            return False
+
+    def output(self, name: str, *, limit: int) -> str:
+        """The end of what the container printed."""
+        try:
+            with self._translated():
+                tail = self._api.logs(name, stdout=True, stderr=True, tail=200)
+        except (BackendUnavailable, StartFailed):
+            return ""
+        return bytes(tail)[-limit:].decode(errors="replace")
+
+    def view(self, *, model_folder: Path, socket_folder: Path) -> EngineView:  # noqa: ARG002 - fixed inside
+        """Paths inside the container."""
+        return EngineView(MODEL_PATH, f"{SOCKET_FOLDER}/engine.sock")
+
+    def not_enforced(self) -> tuple[Unenforced, ...]:
+        """Only root can cap the socket folder; everything else the engine enforces."""
+        return () if socket_folder.can_cap() else ("socket-size",)
+
+    # --- images ---------------------------------------------------------------------------------------------------
+
+    def image(self, ref: str) -> Observation[str]:
+        """The id of an image that is here under exactly this digest."""
+        try:
+            with self._translated():
+                return Present(str(self._api.inspect_image(ref)["Id"]))
+        except ImageUnavailable:
+            return Absent()
+        except BackendUnavailable as error:
+            return Unknown(error.message)
+
+    def pull(self, ref: str, *, progress: Progress, stop: Stop) -> None:
+        """Pull by digest; the engine checks every layer against it."""
+        if isinstance(self.image(ref), Present):
+            return
+        repository, _, digest = ref.partition("@")
+        layers: dict[str, tuple[int, int]] = {}
+        with self._translated(StartFailed=ImageUnavailable):
+            for message in self._api.pull(repository, tag=digest, stream=True, decode=True):
+                if stop.is_set():
+                    raise BackendUnavailable("stopped while pulling")
+                if "error" in message:
+                    raise ImageUnavailable(f"{ref} cannot be pulled: {message['error']}")
+                detail = message.get("progressDetail") or {}
+                if detail.get("total"):
+                    layers[str(message.get("id"))] = (int(detail.get("current") or 0), int(detail["total"]))
+                    progress(
+                        repository, sum(done for done, _ in layers.values()), sum(all_ for _, all_ in layers.values())
+                    )
+        if not isinstance(self.image(ref), Present):
+            raise ImageUnavailable(f"{ref} was pulled, and is still not here under its digest")
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def create(self, spec: InstanceSpec) -> None:
+        """Create the container with every restriction; fine if it exists."""
+        seen = self.inspect(spec.name)
+        if seen is not None:
+            if seen.spec_digest != spec.target.spec_digest:
+                raise StartFailed(f"{spec.name} exists, and is something else")
+            return
+        for folder in (spec.model_folder, spec.socket_folder):
+            if not folder.is_dir():
+                # Docker refuses a missing source; Podman would create it.
+                raise StartFailed(f"{folder} does not exist")
+        self._release_forgotten(spec.socket_folder.parent)
+        socket_folder.open_for_engine(spec.socket_folder, self._ports.processes)
+        with self._translated():
+            image = self._api.inspect_image(spec.target.image)
+            config = self._api.create_container_config(
+                image=spec.target.image,
+                command=list(spec.launch.argv),
+                environment={**spec.launch.env, "NVIDIA_VISIBLE_DEVICES": ",".join(spec.gpus) or "void"},
+                user=RUN_AS,
+                labels=self._labels(spec),
+                stop_signal="SIGTERM",
+                networking_config=None,
+                host_config=self._host_config(spec, image),
+            )
+            self._api.create_container_from_config(config, name=spec.name)
+
+    def start(self, name: str) -> None:
+        """Start a created container."""
+        with self._translated():
+            self._api.start(name)
+
+    def stop(self, name: str, *, grace: float) -> None:
+        """SIGTERM, then SIGKILL after `grace` seconds."""
+        if self.inspect(name) is None:
+            return
+        with self._translated(timeout=grace + API_SECONDS) as api:
+            api.stop(name, timeout=max(int(grace), 1))
+
+    def remove(self, name: str) -> None:
+        """Keep the container's output in its log folder, then remove it with its anonymous volumes."""
+        with self._translated():
+            detail = self._detail(name)
+            if detail is None:
+                return
+            self._keep_output(name, detail)
+            with suppress(docker.errors.NotFound):
+                self._api.remove_container(name, v=True, force=True)
+            socket_folder.release(Path(detail["Config"]["Labels"][f"{LABEL}socket-folder"]), self._ports.processes)
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _api(self) -> Any:
+        if not hasattr(self._local, "client"):
+            self._local.client = docker.DockerClient(
+                base_url=f"unix://{self._socket}", version="auto", timeout=API_SECONDS
+            )
+        return self._local.client.api
+
+    @contextmanager
+    def _translated(self, timeout: float = 0, **swap: type[ImageUnavailable]) -> Iterator[Any]:
+        """Errors of the SDK as ours; a longer time bound where asked."""
+        api = None
+        try:
+            api = self._api
+            if timeout:
+                api.timeout = timeout
+            yield api
+        except docker.errors.ImageNotFound as error:
+            raise ImageUnavailable(f"the image is not here: {error.explanation}") from error
+        except docker.errors.APIError as error:
+            if error.response is not None and error.response.status_code >= 500 and not error.explanation:  # noqa: PLR2004
+                raise BackendUnavailable(f"{self.name} failed: {error}") from error
+            wanted = swap.get("StartFailed", StartFailed)
+            raise wanted(f"{self.name} refused: {error.explanation or error}") from error
+        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+            # A connection that broke may be half-used: the next call makes another.
+            self._local.__dict__.pop("client", None)
+            raise BackendUnavailable(f"{self.name} does not answer on {self._socket}: {_short(error)}") from error
+        finally:
+            if api is not None and timeout:
+                api.timeout = API_SECONDS
+
+    def _detail(self, name: str) -> dict[str, Any] | None:
+        try:
+            detail: dict[str, Any] = self._api.inspect_container(name)
+        except docker.errors.NotFound:
+            return None
+        return detail if self._is_marked(detail["Name"], detail["Config"].get("Labels") or {}) else None
+
+    def _is_marked(self, name: str, labels: dict[str, str]) -> bool:
+        # An image can bring labels, and a person can choose a name: only both together are a mark.
+        return labels.get(f"{LABEL}name") == name.lstrip("/") and self._marks.items() <= labels.items()
+
+    def _listed(self, item: dict[str, Any]) -> Instance | None:
+        names = [name.lstrip("/") for name in item.get("Names") or ()]
+        labels = item.get("Labels") or {}
+        name = next((name for name in names if self._is_marked(name, labels)), None)
+        if name is None:
+            return None
+        status = _STATUS.get(str(item.get("State")).lower(), "exited")
+        if status == "exited":
+            detail = self._detail(name)
+            return self._instance(detail) if detail is not None else None
+        return Instance(
+            name=name,
+            intent=labels.get(f"{LABEL}intent", ""),
+            backend=self.name,
+            spec_digest=labels.get(f"{LABEL}spec", ""),
+            status=status,
+            health=_health(str(item.get("Status", ""))),
+            started_at=_created(item.get("Created")),
+        )
+
+    def _instance(self, detail: dict[str, Any]) -> Instance:
+        labels, state = detail["Config"].get("Labels") or {}, detail["State"]
+        status = _STATUS.get(str(state.get("Status")).lower(), "exited")
+        code = state.get("ExitCode") if status == "exited" else None
+        notes = ["out of memory"] if state.get("OOMKilled") else []
+        if code is not None:
+            notes.append(f"signal {code - 128}" if code > 128 else f"exit code {code}")  # noqa: PLR2004 - by convention
+        if state.get("Error"):
+            notes.append(str(state["Error"])[:200])
+        health = (state.get("Health") or state.get("Healthcheck") or {}).get("Status") or ""
+        return Instance(
+            name=detail["Name"].lstrip("/"),
+            intent=labels.get(f"{LABEL}intent", ""),
+            backend=self.name,
+            spec_digest=labels.get(f"{LABEL}spec", ""),
+            status=status,
+            health=_health(f"({health})"),
+            exit_code=code,
+            detail=", ".join(notes),
+            started_at=_time(state.get("StartedAt")),
+        )
+
+    def _labels(self, spec: InstanceSpec) -> dict[str, str]:
+        return {
+            **self._marks,
+            f"{LABEL}name": spec.name,
+            f"{LABEL}intent": spec.intent,
+            f"{LABEL}spec": spec.target.spec_digest,
+            f"{LABEL}model": spec.target.model,
+            f"{LABEL}log-folder": str(spec.log_folder),
+            f"{LABEL}socket-folder": str(spec.socket_folder),
+            f"{LABEL}log-limit": str(spec.log_limit),
+        }
+
+    def _host_config(self, spec: InstanceSpec, image: dict[str, Any]) -> Any:
+        resources = spec.target.resources
+        volumes = sorted((image.get("Config") or {}).get("Volumes") or ())
+        gpus = [docker.types.DeviceRequest(device_ids=list(spec.gpus), capabilities=[["gpu"]])] if spec.gpus else None
+        return self._api.create_host_config(
+            network_mode="none",
+            read_only=True,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
+            privileged=False,
+            ipc_mode="private",
+            init=True,
+            mem_limit=resources.memory,
+            memswap_limit=resources.memory,
+            pids_limit=resources.pids,
+            nano_cpus=resources.cpus * 10**9 if resources.cpus else None,
+            shm_size=resources.shm,
+            tmpfs={
+                "/tmp": TMPFS,  # noqa: S108 - inside the container
+                "/run": SMALL_TMPFS,
+                "/var/tmp": SMALL_TMPFS,  # noqa: S108 - inside the container
+                **dict.fromkeys(volumes, VOLUME_TMPFS),
+            },
+            # Both, always: given one, Podman adds a limit of its own for the other that it may not be allowed to set.
+            ulimits=[
+                docker.types.Ulimit(name="nofile", soft=OPEN_FILES, hard=OPEN_FILES),
+                docker.types.Ulimit(name="nproc", soft=resources.pids, hard=resources.pids),
+            ],
+            mounts=[
+                docker.types.Mount(MODEL_PATH, str(spec.model_folder), type="bind", read_only=True),
+                docker.types.Mount(SOCKET_FOLDER, str(spec.socket_folder), type="bind", read_only=False),
+            ],
+            log_config=self._log_config(spec.log_limit),
+            device_requests=gpus,
+            restart_policy={"Name": "no"},
+        )
+
+    def _log_config(self, limit: int) -> Any:
+        # Podman takes the name for its own format, keeps one file and ignores max-file.
+        return docker.types.LogConfig(
+            type="json-file", config={"max-size": str(max(limit // 2, 2**16)), "max-file": "2"}
+        )
+
+    def _release_forgotten(self, run_folder: Path) -> None:
+        """Release the socket folders of containers that somebody else removed."""
+        for folder in run_folder.iterdir():
+            if folder.is_mount() and self._detail(folder.name) is None:
+                socket_folder.release(folder, self._ports.processes)
+
+    def _keep_output(self, name: str, detail: dict[str, Any]) -> None:
+        labels = detail["Config"].get("Labels") or {}
+        folder, limit = labels.get(f"{LABEL}log-folder"), labels.get(f"{LABEL}log-limit", "")
+        if not folder or not Path(folder).is_dir():
+            return
+        kept = bytearray()
+        bound = min(int(limit) if limit.isdigit() else OUTPUT_LIMIT, 64 * OUTPUT_LIMIT)
+        for part in self._api.logs(name, stdout=True, stderr=True, stream=True):
+            kept += part
+            del kept[:-bound]
+        self._ports.files.write(Path(folder) / "output.log", bytes(kept), mode=0o600)
+
+
+def _health(text: str) -> Health:
+    if "(healthy)" in text:
+        return "healthy"
+    return "unhealthy" if "(unhealthy)" in text else "unknown"
+
+
+def _created(value: Any) -> datetime | None:
+    if isinstance(value, int | float) and value > 0:
+        return datetime.fromtimestamp(value, UTC)
+    return _time(value)
+
+
+def _time(value: Any) -> datetime | None:
+    """RFC 3339 as engines write it, with up to nine digits of a second; the zero time means never."""
+    if not isinstance(value, str) or value.startswith("0001-"):
+        return None
+    head, _, rest = value.partition(".")
+    zone = rest.lstrip("0123456789") if rest else ""
+    try:
+        return datetime.fromisoformat(head + (zone or "Z" if rest else "")).astimezone(UTC)
+    except ValueError:
+        return None
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

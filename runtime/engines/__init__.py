@@ -1,0 +1,1 @@
+"""Engines: what is run. One file per engine."""

@@ -1,0 +1,144 @@
+"""llama.cpp, through the server program beside this file. Never imports the engine: it is started."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from runtime.installed import find
+from runtime.interfaces import Launch
+from schemas.digests import digest_text
+from schemas.errors import EngineUnreachable, Incompatible
+from schemas.observation import NativeEngine
+from schemas.snapshot import LlamaCppArgs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import JsonValue
+
+    from runtime.interfaces import EngineConnection, EngineView
+    from schemas.manifest import ManifestDocument
+    from schemas.probe import ChatMessage
+    from schemas.target import ServingTarget
+
+DISTRIBUTION: Final = "xllamacpp"
+PROGRAM: Final = Path(__file__).with_name("llamacpp_server.py")
+
+HEALTH_SECONDS: Final = 5.0
+RENDER_SECONDS: Final = 30.0
+PROMPT_TOKEN_SECONDS: Final = 0.1
+TOKEN_SECONDS: Final = 2.0
+"""Time allowed for a token: a 70B model on a slow processor writes about one per second."""
+
+MAX_VOCABULARY: Final = 2**31
+
+
+class LlamaCppEngine:
+    """llama.cpp's server with one GGUF model, over its own HTTP API.
+
+    Source for endpoints and fields: llama.cpp, `tools/server/README.md`.
+    """
+
+    name = "llamacpp"
+    formats = frozenset({"gguf"})
+
+    def native(self) -> NativeEngine | None:
+        """The engine beside this agent, if it is installed."""
+        installed = find(DISTRIBUTION)
+        if installed is None or installed.record is None:
+            # What cannot be named by its files' record cannot be spoken of by a receipt.
+            return None
+        environment = digest_text(f"environment/1|python {platform.python_version()}|{installed.record}")
+        return NativeEngine(self.name, installed.version, environment)
+
+    def launch(self, target: ServingTarget, manifest: ManifestDocument, view: EngineView) -> Launch:
+        """Command line and environment.
+
+        Raises:
+            Incompatible: not one GGUF model, or arguments of another engine.
+        """
+        arguments = target.engine_args
+        if not isinstance(arguments, LlamaCppArgs):
+            raise Incompatible(f"{target.model}: the arguments are not llama.cpp's")
+        if manifest.spec.format not in self.formats:
+            raise Incompatible(f"{target.model} is stored as {manifest.spec.format}; llama.cpp loads gguf")
+        if not any(file.path.endswith(".gguf") for file in manifest.spec.files):
+            raise Incompatible(f"{target.model} has no .gguf file")
+        flags: list[str] = []
+        for flag, value in (
+            ("--model", view.model),
+            ("--socket", view.socket),
+            ("--alias", target.model),
+            ("--ctx-size", arguments.context_size),
+            ("--parallel", arguments.parallel),
+            # A processor limit that llama.cpp does not see would make its threads wait for each other.
+            ("--threads", arguments.threads or target.resources.cpus),
+            ("--gpu-layers", arguments.gpu_layers),
+        ):
+            if value is not None:
+                flags += [flag, str(value)]
+        if target.mode == "container":
+            # The image's entry point is the same program.
+            return Launch(tuple(flags), {})
+        # -I: no environment variable and no folder of the user's adds code to the engine.
+        return Launch((sys.executable, "-I", str(PROGRAM), *flags), {"LANG": "C.UTF-8"})
+
+    def ready(self, connection: EngineConnection) -> bool:
+        """Whether the model is loaded.
+
+        Raises:
+            EngineUnreachable: the socket does not answer yet.
+        """
+        answer = connection.request("GET", "/health", timeout=HEALTH_SECONDS)
+        return isinstance(answer, dict) and answer.get("status") == "ok"
+
+    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Token ids of a rendered conversation, exactly as the chat endpoint would feed them to the model.
+
+        Raises:
+            EngineUnreachable.
+        """
+        turns: list[JsonValue] = [{"role": message.role, "content": message.content} for message in messages]
+        rendered = connection.request("POST", "/apply-template", {"messages": turns}, timeout=RENDER_SECONDS)
+        prompt = rendered.get("prompt") if isinstance(rendered, dict) else None
+        if not isinstance(prompt, str):
+            raise EngineUnreachable("/apply-template answered without a prompt")
+        # Like the chat endpoint: markers of the template are special tokens, and the vocabulary says whether a
+        # beginning-of-sequence token comes first (the template's own has been cut off by then).
+        question: JsonValue = {"content": prompt, "add_special": True, "parse_special": True}
+        return _tokens(connection.request("POST", "/tokenize", question, timeout=RENDER_SECONDS), "/tokenize")
+
+    def greedy(self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int) -> tuple[int, ...]:
+        """The most likely continuation of token ids, computed anew.
+
+        Raises:
+            EngineUnreachable.
+        """
+        question: JsonValue = {
+            "prompt": list(prompt),
+            "n_predict": tokens,
+            "temperature": 0,
+            "cache_prompt": False,
+            "return_tokens": True,
+            "stream": False,
+        }
+        timeout = RENDER_SECONDS + len(prompt) * PROMPT_TOKEN_SECONDS + tokens * TOKEN_SECONDS
+        answer = _tokens(connection.request("POST", "/completion", question, timeout=timeout), "/completion")
+        if len(answer) > tokens:
+            raise EngineUnreachable(f"/completion answered {len(answer)} tokens, {tokens} were asked for")
+        return answer
+
+
+def _tokens(answer: JsonValue, path: str) -> tuple[int, ...]:
+    found = answer.get("tokens") if isinstance(answer, dict) else None
+    if not isinstance(found, list):
+        raise EngineUnreachable(f"{path} answered without token ids")
+    tokens: list[int] = []
+    for item in found:
+        if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < MAX_VOCABULARY:
+            raise EngineUnreachable(f"{path} answered {ascii(item)[:50]} for a token id")
+        tokens.append(item)
+    return tuple(tokens)

@@ -1,0 +1,94 @@
+"""An engine without a model: its answers follow from the manifest it was started with, a wrong one answers wrongly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runtime.interfaces import Launch
+from schemas.digests import digest_text
+from schemas.errors import EngineUnreachable
+from schemas.observation import NativeEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pydantic import JsonValue
+
+    from runtime.backends.simulated import SimulatedEngineRoom
+    from runtime.interfaces import Backend, EngineConnection, EngineView
+    from schemas.manifest import ManifestDocument
+    from schemas.probe import ChatMessage
+    from schemas.target import ServingTarget
+
+ENVIRONMENT = digest_text("simulated environment")
+
+
+class SimulatedConnection:
+    """Reaches an instance of an engine room; the path of a request is its question."""
+
+    def __init__(self, room: SimulatedEngineRoom, name: str) -> None:
+        self._room = room
+        self._name = name
+
+    def request(
+        self,
+        method: str,  # noqa: ARG002 - every question is the same to it
+        path: str,
+        body: JsonValue = None,
+        *,
+        timeout: float,  # noqa: ARG002 - it answers at once
+        limit: int = 2**22,  # noqa: ARG002 - its answers are short
+    ) -> JsonValue:
+        """The manifest that the instance was started with, as its answer to everything."""
+        item = self._room.instances.get(self._name)
+        if item is None or item.status != "running" or self._room.unavailable:
+            raise EngineUnreachable(f"{self._name} does not answer")
+        return {"manifest": self._room.specs[self._name].target.manifest, "path": path, "body": body}
+
+
+class SimulatedEngine:
+    """Stands for any engine. `lies` names models (`name:version`) that answer as another model would."""
+
+    formats = frozenset({"gguf", "safetensors"})
+
+    def __init__(self, name: str = "llamacpp", version: str = "1.0", lies: frozenset[str] = frozenset()) -> None:
+        self.name = name
+        self.lies = lies
+        self._version = version
+
+    def native(self) -> NativeEngine | None:
+        """Always installed."""
+        return NativeEngine(self.name, self._version, ENVIRONMENT)
+
+    def launch(self, target: ServingTarget, manifest: ManifestDocument, view: EngineView) -> Launch:  # noqa: ARG002
+        """Names what would be started."""
+        return Launch((self.name, view.model, view.socket), {})
+
+    def ready(self, connection: EngineConnection) -> bool:
+        """At once."""
+        connection.request("GET", "/health", timeout=1)
+        return True
+
+    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Token ids that depend on the text alone: two models of a family share their tokenizer."""
+        connection.request("POST", "/render", timeout=1)
+        return answer("tokenizer", *(f"{message.role}:{message.content}" for message in messages))
+
+    def greedy(self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int) -> tuple[int, ...]:
+        """Token ids that depend on the model and the prompt."""
+        reply = connection.request("POST", "/greedy", timeout=1)
+        manifest = str(reply["manifest"]) if isinstance(reply, dict) else ""
+        told = "another model" if manifest in self.lies else manifest
+        return answer(told, *(str(token) for token in prompt))[:tokens]
+
+
+def answer(*parts: str) -> tuple[int, ...]:
+    """Eight token ids that follow from the parts."""
+    digest = digest_text("|".join(parts))[-32:]
+    return tuple(int(digest[index : index + 4], 16) for index in range(0, 32, 4))
+
+
+def simulated_connect(room: SimulatedEngineRoom, backend: Backend, name: str, socket: Path) -> EngineConnection:  # noqa: ARG001
+    """Like the real one, for a room."""
+    return SimulatedConnection(room, name)

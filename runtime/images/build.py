@@ -1,0 +1,316 @@
+#!/usr/bin/env python3
+"""Build the container images of this folder, push them to a registry, print their references by digest.
+
+    runtime/images/build.py [NAME ...] [--registry HOST:PORT] [--json FILE] [--force]
+
+Nothing comes from an image registry on the internet: root file systems are made from Debian packages (mmdebstrap, with
+the machine's own apt sources), Python packages from hash-locked wheels (with pip's own configuration). Each image is a
+folder with a Dockerfile; what it copies is staged beside it here.
+
+A build is keyed by the content that goes into it (recipe, staged sources, parent, Debian suite, architecture), and the
+key is the image's tag: what the registry already holds under its key is not built again. The apt archive is not part of
+the key; `--force` builds anew to pick up newer packages. What was pushed is removed from the engine that built it, so
+that a node beside it must pull by digest like every other node.
+
+Needs: the `docker` command and an engine, the registry, root and mmdebstrap (for `base`), busybox-static (for
+`busybox`), pip (for `llamacpp`). Standard library only, so that it runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+HERE = Path(__file__).resolve().parent
+ENGINES = HERE.parent / "engines"
+REPOSITORY = "reconcile"
+
+# What a registry may answer for a tag; without these it would convert to a format of 2016 and name another digest.
+_MANIFEST_TYPES = (
+    "application/vnd.docker.distribution.manifest.v2+json,"
+    "application/vnd.docker.distribution.manifest.list.v2+json,"
+    "application/vnd.oci.image.manifest.v1+json,"
+    "application/vnd.oci.image.index.v1+json"
+)
+# Settings of the machine's apt without which its archive may be unreachable or its signatures too old.
+_APT_SETTINGS = re.compile(r"^Acquire::(https?::|ForceIPv|Check-Date|Check-Valid-Until|Retries)")
+# Left by mmdebstrap: this machine's name and archive, which are no business of an image.
+_MACHINE_FILES = ("etc/apt", "etc/dpkg", "etc/hostname", "etc/resolv.conf", "var/cache", "var/lib/apt", "var/log")
+_REGISTRY_SECONDS = 10
+_COMMAND_SECONDS = 600
+
+
+class BuildError(Exception):
+    """An image cannot be built; the message is for people."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One image: the folder of its name, what it stands on, what is staged into its build context."""
+
+    name: str
+    stage: Callable[[Path, str], None]
+    """Called with the context folder and the parent's reference (empty where there is none)."""
+    parent: str = ""
+    inputs: tuple[Path, ...] = ()
+    """Files outside the recipe's folder that go into the image."""
+
+
+# --- staging ------------------------------------------------------------------------------------------------------
+
+
+def run(*command: str | Path, context: str) -> str:
+    """Run a command and return its stdout.
+
+    Raises:
+        BuildError: it is missing, takes longer than ten minutes, or fails; the message ends with its output.
+
+    """
+    try:
+        done = subprocess.run(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{context}: {error}") from error
+    if done.returncode != 0:
+        output = (done.stdout + done.stderr).strip()[-4000:]
+        raise BuildError(f"{context}: '{command[0]}' ended with code {done.returncode}\n{output}")
+    return done.stdout
+
+
+def stage_root(context: Path, _parent: str) -> None:
+    """Unpack the Debian packages of `packages.txt`, and what they depend on, into `rootfs/`.
+
+    mmdebstrap rather than debootstrap: it takes all of the machine's apt sources (security updates too), and its
+    `extract` variant needs 5 s where debootstrap needs 45 s, because no package's scripts have to run.
+    """
+    if os.geteuid() != 0:
+        raise BuildError("base: unpacking packages with their owners needs root")
+    lines = (context / "packages.txt").read_text(encoding="utf-8").splitlines()
+    packages = [line for line in lines if line and not line.startswith("#")]
+    root = context / "rootfs"
+    settings = context / "apt.conf"
+    dump = run("apt-config", "dump", context="base")
+    settings.write_text("".join(f"{line}\n" for line in dump.splitlines() if _APT_SETTINGS.match(line)))
+    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=extract", "--format=directory", "--skip=output/dev"]
+    command += [f"--include={','.join(packages)}", f"--aptopt={settings}", '--aptopt=Acquire::Languages "none"']
+    command += [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "info", "locale", "man")]
+    run(*command, suite(), root, *apt_sources(), context="base")
+    for name in _MACHINE_FILES:
+        path = root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def apt_sources() -> list[str]:
+    """Return this machine's Debian archives, as one-line apt sources.
+
+    Asked of apt itself, which has already understood every notation of /etc/apt/sources.list and sources.list.d.
+    """
+    form = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
+    listing = run("apt-get", "indextargets", "--format", form, "Identifier: Packages", "Origin: Debian", context="base")
+    sources = sorted(set(listing.splitlines()))
+    if not sources:
+        raise BuildError("base: apt knows no Debian archive here; run 'apt-get update' first")
+    return sources
+
+
+def suite() -> str:
+    """Return the code name of this machine's Debian release."""
+    return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+
+
+def stage_llamacpp(context: Path, parent: str) -> None:
+    """Install the locked wheels for the Python of the parent image, and put the server beside them."""
+    if importlib.util.find_spec("pip") is None:
+        raise BuildError(f"llamacpp: '{sys.executable}' has no pip")
+    shutil.copy(ENGINES / "llamacpp_server.py", context)
+    code = "import platform; print(platform.python_version())"
+    python = docker("run", "--rm", "--network=none", parent, "python3", "-c", code).strip()
+    flags = ["--quiet", "--no-deps", "--no-compile", "--require-hashes", "--only-binary=:all:"]
+    lock, target = context / "requirements.lock", context / "site-packages"
+    pip = (sys.executable, "-m", "pip", "install", *flags, f"--python-version={python}", f"--target={target}")
+    run(*pip, "-r", lock, context="llamacpp")
+
+
+def stage_busybox(context: Path, _parent: str) -> None:
+    """Put the static busybox and a link per command into `bin/`."""
+    folder = context / "bin"
+    folder.mkdir()
+    shutil.copy(busybox(), folder / "busybox")
+    for command in run(busybox(), "--list", context="busybox").split():
+        if command != "busybox":
+            (folder / command).symlink_to("busybox")
+
+
+def busybox() -> Path:
+    """Return the machine's busybox."""
+    return Path(shutil.which("busybox") or "/bin/busybox")
+
+
+def stage_nothing(_context: Path, _parent: str) -> None:
+    """Stage nothing: the recipe's folder is the whole context."""
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("base", stage_root),
+        Recipe("llamacpp", stage_llamacpp, parent="base", inputs=(ENGINES / "llamacpp_server.py",)),
+        Recipe("busybox", stage_busybox, inputs=(busybox(),)),
+        Recipe("busybox-volume", stage_nothing, parent="busybox"),
+    )
+}
+
+
+# --- keys, registry, engine ---------------------------------------------------------------------------------------
+
+
+def key(recipe: Recipe) -> str:
+    """Return the content key of an image, which is its tag: 32 hexadecimal digits.
+
+    Raises:
+        BuildError: one of its inputs is missing.
+
+    """
+    digest = hashlib.sha256()
+    folder = HERE / recipe.name
+    files = [Path(__file__), *sorted(path for path in folder.rglob("*") if path.is_file()), *recipe.inputs]
+    for file in files:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise BuildError(f"{recipe.name}: cannot read '{file}': {error.strerror}") from error
+        digest.update(f"{file.name}\0{len(content)}\0".encode())
+        digest.update(content)
+    facts = (platform.machine(), suite(), key(RECIPES[recipe.parent]) if recipe.parent else "")
+    digest.update("\0".join(facts).encode())
+    return digest.hexdigest()[:32]
+
+
+def registry_digest(registry: str, name: str, tag: str) -> str | None:
+    """Return the digest that the registry holds under a tag, `None` if it holds none.
+
+    Raises:
+        BuildError: the registry does not answer as one.
+
+    """
+    # http.client and not urllib: a proxy configured for the internet must not be asked for loopback.
+    connection = http.client.HTTPConnection(registry, timeout=_REGISTRY_SECONDS)
+    try:
+        connection.request("HEAD", f"/v2/{REPOSITORY}/{name}/manifests/{tag}", headers={"Accept": _MANIFEST_TYPES})
+        answer = connection.getresponse()
+    except (OSError, http.client.HTTPException) as error:
+        raise BuildError(f"registry {registry} does not answer: {error}") from error
+    finally:
+        connection.close()
+    if answer.status == http.client.NOT_FOUND:
+        return None
+    digest = answer.headers.get("Docker-Content-Digest")
+    if answer.status != http.client.OK or not digest:
+        raise BuildError(f"registry {registry} answers {answer.status} {answer.reason} for {name}:{tag}")
+    return digest
+
+
+def docker(*arguments: str | Path) -> str:
+    """Run the docker command; see `run`."""
+    return run("docker", *arguments, context="docker")
+
+
+def build(recipe: Recipe, registry: str, *, force: bool) -> str:
+    """Build an image and push it, unless the registry has it; return its reference by digest.
+
+    Raises:
+        BuildError: see the message.
+
+    """
+    tag = key(recipe)
+    name = f"{registry}/{REPOSITORY}/{recipe.name}"
+    digest = None if force else registry_digest(registry, recipe.name, tag)
+    if digest is None:
+        parent = ""
+        arguments: list[str | Path] = ["build", "--quiet", "--network=none", f"--tag={name}:{tag}"]
+        if recipe.parent:
+            parent = build(RECIPES[recipe.parent], registry, force=False)
+            arguments.append(f"--build-arg=BASE={parent}")
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="reconcile-image-") as folder:
+            context = Path(folder, "context")
+            shutil.copytree(HERE / recipe.name, context)
+            recipe.stage(context, parent)
+            docker(*arguments, context)
+        docker("push", "--quiet", f"{name}:{tag}")
+        docker("rmi", f"{name}:{tag}")
+        digest = registry_digest(registry, recipe.name, tag)
+        print(f"{recipe.name}: built in {time.monotonic() - started:.1f} s", file=sys.stderr)
+    return f"{name}@{digest}"
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Hold a lock of this user's on this machine: parallel test workers all ask for the same images at once."""
+    path = Path(tempfile.gettempdir(), f"reconcile-images-{os.geteuid()}.lock")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="Build images, push them to a registry, print references by digest.")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"images to build: {', '.join(RECIPES)} (default: all)"
+    )
+    parser.add_argument(
+        "--registry",
+        default=os.environ.get("RECONCILE_TEST_REGISTRY", "127.0.0.1:5000"),
+        metavar="HOST:PORT",
+        help="registry to push to, over plain HTTP (default: $RECONCILE_TEST_REGISTRY, else 127.0.0.1:5000)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write {name: reference} to FILE")
+    parser.add_argument("--force", action="store_true", help="build even what the registry already holds")
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.names) - set(RECIPES)):
+        parser.error(f"no such image: {', '.join(unknown)}")
+    try:
+        with one_at_a_time():
+            names = options.names or list(RECIPES)
+            references = {name: build(RECIPES[name], options.registry, force=options.force) for name in names}
+        document = json.dumps(references, indent=2)
+        if options.json:
+            options.json.write_text(document + "\n", encoding="utf-8")
+    except (BuildError, OSError) as error:
+        print(f"build: {error}", file=sys.stderr)
+        return 1
+    print(document)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""The protocols behind which everything outside stands: backends, engines, the model store.
+
+`reconciler` knows these and nothing else of `runtime`; `reconciler.cli.wiring` chooses the implementations. Each
+protocol has one contract suite in `tests/contracts/`, passed by every implementation, the simulated ones included.
+Every method may be called again after a crash at any point: each is idempotent, or says what it expects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from pydantic import JsonValue
+
+    from schemas.manifest import ManifestDocument
+    from schemas.observation import Hardware, Instance, NativeEngine, Observation, PartialModel, StoredModel
+    from schemas.ports import Stop
+    from schemas.probe import ChatMessage
+    from schemas.snapshot import Mode, Unenforced
+    from schemas.target import BackendName, ServingTarget
+
+
+SOCKET_NAME: Final = "engine.sock"
+"""Name of the socket in an instance's folder."""
+
+
+class Progress(Protocol):
+    """Told about long work; called from any thread, cheap, never raises."""
+
+    def __call__(self, subject: str, done: int, total: int) -> None:
+        """`done` of `total` bytes of `subject` (a file of a model, an image) are secured."""
+        ...
+
+
+# --- backends -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """Paths as the engine sees them: container paths in a container, host paths natively."""
+
+    model: str
+    """Folder with the model's files, read-only."""
+    socket: str
+    """Unix socket that the engine must listen on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How an engine is started: complete, nothing is inherited."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """Everything a backend needs to create one instance."""
+
+    name: str
+    """Deterministic: `reconcile-<network>-<intent>`, at most 63 characters."""
+    intent: str
+    """Id of the journalled intent."""
+    network: str
+    node_id: str
+    target: ServingTarget
+    launch: Launch
+    model_folder: Path
+    """Host folder with the verified model, mounted read-only."""
+    socket_folder: Path
+    """Host folder of the instance's own; holds `engine.sock` and nothing else."""
+    log_folder: Path
+    """Host folder of the instance's own for captured output."""
+    log_limit: int
+    """Bytes of output kept."""
+    gpus: tuple[str, ...] = ()
+    """UUIDs of the GPUs that the instance may see; none means none is visible."""
+
+
+class Backend(Protocol):
+    """Runs instances. Knows nothing of models, probes or plans. Safe to call from several threads."""
+
+    name: BackendName
+    mode: Mode
+
+    def list(self) -> tuple[Instance, ...]:
+        """Every instance with this node's marks (network and node id), whatever its status, sorted by name.
+
+        Raises:
+            BackendUnavailable: cannot be observed now; the caller must take everything for unknown.
+        """
+        ...
+
+    def view(self, *, model_folder: Path, socket_folder: Path) -> EngineView:
+        """Where an instance will find its model and its socket."""
+        ...
+
+    def not_enforced(self) -> tuple[Unenforced, ...]:
+        """Restrictions of I10 that this backend cannot enforce on this machine, sorted; empty for full isolation."""
+        ...
+
+    def create(self, spec: InstanceSpec) -> None:
+        """Prepare an instance without starting it. Fine if one with the same name and spec exists.
+
+        Raises:
+            BackendUnavailable: cannot be reached.
+            StartFailed: refused by the backend.
+            ImageUnavailable: the image is not here, or declares what I10 refuses.
+        """
+        ...
+
+    def start(self, name: str) -> None:
+        """Start a created instance; returns once it runs (not once it is ready). Fine if it already runs.
+
+        Raises:
+            BackendUnavailable, StartFailed.
+        """
+        ...
+
+    def inspect(self, name: str) -> Instance | None:
+        """One instance, None when there is none of that name with this node's marks.
+
+        Raises:
+            BackendUnavailable.
+        """
+        ...
+
+    def stop(self, name: str, *, grace: float) -> None:
+        """Ask to stop, and kill after `grace` seconds. Returns when no process of it is left. Fine if it is gone.
+
+        Raises:
+            BackendUnavailable.
+        """
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a stopped or created instance; its logs stay in its log folder. Fine if it is gone.
+
+        Raises:
+            BackendUnavailable.
+        """
+        ...
+
+    def output(self, name: str, *, limit: int) -> str:
+        """The last `limit` bytes of what the instance printed, as far as known; for error messages."""
+        ...
+
+    def is_peer(self, name: str, pid: int) -> bool:
+        """Whether a process (as SO_PEERCRED of the instance's socket names it) belongs to the instance.
+
+        Raises:
+            BackendUnavailable.
+        """
+        ...
+
+    def image(self, ref: str) -> Observation[str]:
+        """The id of an image that is here. Backends without images answer `Absent`."""
+        ...
+
+    def pull(self, ref: str, *, progress: Progress, stop: Stop) -> None:
+        """Bring an image by digest. Fine if it is here.
+
+        Raises:
+            BackendUnavailable, ImageUnavailable.
+        """
+        ...
+
+
+# --- engines ------------------------------------------------------------------------------------------------------
+
+
+class EngineConnection(Protocol):
+    """HTTP to one instance over its unix socket, bounded in size and time.
+
+    The socket is opened without following links, and its peer must belong to the instance (I10).
+    """
+
+    def request(
+        self, method: str, path: str, body: JsonValue = None, *, timeout: float, limit: int = 2**22
+    ) -> JsonValue:
+        """Send JSON, return JSON; only status 200 is an answer.
+
+        Args:
+            method: HTTP method.
+            path: absolute path.
+            body: JSON body, None for none.
+            timeout: seconds for the whole exchange.
+            limit: bytes of the answer.
+
+        Raises:
+            EngineUnreachable: no socket, not ours, refused, too slow, too long, not JSON, or another status.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """What is run: how it is started, how ready looks, how it is asked. Stateless."""
+
+    name: str
+    formats: frozenset[str]
+    """Manifest formats that it loads."""
+
+    def native(self) -> NativeEngine | None:
+        """The engine in the agent's own environment, if it is installed. Must not import the engine."""
+        ...
+
+    def launch(self, target: ServingTarget, manifest: ManifestDocument, view: EngineView) -> Launch:
+        """Command line and environment.
+
+        Raises:
+            Incompatible: this engine cannot load that model.
+        """
+        ...
+
+    def ready(self, connection: EngineConnection) -> bool:
+        """Whether the model is loaded and requests are served; False while loading.
+
+        Raises:
+            EngineUnreachable: the socket does not answer (yet).
+        """
+        ...
+
+    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Token ids of a rendered conversation, with the generation prompt.
+
+        Raises:
+            EngineUnreachable.
+        """
+        ...
+
+    def greedy(self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int) -> tuple[int, ...]:
+        """The most likely continuation of token ids, without caches.
+
+        Args:
+            connection: the instance.
+            prompt: token ids.
+            tokens: how many to generate; fewer come back when the model ends by itself.
+
+        Raises:
+            EngineUnreachable.
+        """
+        ...
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model version that may be installed: its manifest as verified, and its pieces."""
+
+    digest: str
+    """Content digest of the manifest's bytes: the identity."""
+    manifest: ManifestDocument
+    pieces: bytes
+    """The side file: 32 bytes per piece, in the order of the manifest's files."""
+
+
+class ModelStore(Protocol):
+    """The node's models. Safe against a crash at any point; bytes are proven before they are published (I2, I7)."""
+
+    def list(self) -> Mapping[str, StoredModel | PartialModel]:
+        """Everything in the store, by manifest digest. Costs stats only, and changes nothing (I9).
+
+        Raises:
+            OSError: the store cannot be read: what is in it is unknown, not absent.
+        """
+        ...
+
+    def folder(self, digest: str) -> Path:
+        """The read-only folder of a stored model, for mounting.
+
+        Raises:
+            KeyError: not stored.
+        """
+        ...
+
+    def missing(self, model: Model) -> int:
+        """Bytes that `acquire` would have to fetch."""
+        ...
+
+    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> None:
+        """Fetch what is missing, verify, publish. Resumes; fine if the model is stored and intact.
+
+        Args:
+            model: what to install.
+            sources: base addresses; the node's own fallback list comes after them.
+            progress: told per file.
+            stop: when set, returns soon with `DownloadFailed`, keeping what is verified.
+
+        Raises:
+            DownloadFailed: no source had it all; what is verified is kept.
+            ModelCorrupt: the sources answered with other bytes than the manifest's, or it contradicts itself.
+            Incompatible: a file is of a kind that is refused (pickles, program code), or its header is not sound.
+            NoSpace: the disk cannot hold it; nothing was fetched.
+        """
+        ...
+
+    def verify(self, model: Model, *, progress: Progress, stop: Stop) -> None:
+        """Hash a stored model again, and stamp it intact.
+
+        Raises:
+            KeyError: not stored.
+            ModelCorrupt: the bytes differ; the model has been moved to quarantine and is no longer stored.
+            DownloadFailed: stopped, or the disk failed, before the end; no verdict.
+        """
+        ...
+
+    def remove(self, digest: str) -> None:
+        """Remove a model and the blobs that no other model needs. Fine if it is gone."""
+        ...
+
+
+class HardwareProbe(Protocol):
+    """Reads the machine."""
+
+    def read(self) -> Hardware:
+        """What the machine is, now."""
+        ...

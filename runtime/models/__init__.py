@@ -1,0 +1,1 @@
+"""The model store: manifests, verified downloads, content-addressed blobs."""

@@ -1,0 +1,241 @@
+"""The node's models on disk: acquire, verify, list, remove. The order of things is here, the things are next door."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from runtime.models import formats, hashing
+from runtime.models.capacity import disk_errors
+from runtime.models.install import Fetching, Install, Rooms, fingerprints, known_pieces, one_of_each
+from runtime.models.layout import tree
+from runtime.models.pieces import load_journal, split
+from runtime.models.shelf import blob_name_of
+from runtime.models.telling import Teller, label
+from schemas.digests import short
+from schemas.errors import DownloadFailed, ModelCorrupt
+from schemas.observation import PartialModel, StoredModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from runtime.interfaces import Model, Progress
+    from runtime.models.pieces import FilePieces
+    from runtime.models.records import Fingerprint
+    from schemas.node import SourcePolicy
+    from schemas.ports import Ports, Stop
+
+
+class DiskModelStore:
+    """A `ModelStore` below one folder. Safe to use from several threads; one process at a time (the state lock)."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        ports: Ports,
+        policy: SourcePolicy,
+        connections: int = 4,
+        stall: float = 30,
+        reserve: int = 2**28,
+    ) -> None:
+        """Name the store; nothing is touched before something is acquired.
+
+        Args:
+            root: `<state>/models`.
+            ports: clock, chance, disk, threads.
+            policy: from where models may be fetched.
+            connections: requests at once for one model.
+            stall: seconds of silence after which a source is given up.
+            reserve: bytes of the disk that are left free.
+        """
+        self._ports = ports
+        self._rooms = Rooms(root, ports)
+        self._layout = self._rooms.layout
+        self._stamps = self._rooms.stamps
+        self._shelf = self._rooms.shelf
+        self._lock = self._rooms.lock
+        self._fetching = Fetching(policy=policy, connections=connections, stall=stall, reserve=reserve)
+        self._busy: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def list(self) -> Mapping[str, StoredModel | PartialModel]:
+        """Everything in the store, by manifest digest. Costs stats only, and changes nothing (I9).
+
+        Raises:
+            OSError: the store cannot be read; what is in it is then unknown, not absent.
+        """
+        with self._lock:
+            found: dict[str, StoredModel | PartialModel] = {}
+            for kind in ("partial", "quarantine"):
+                folder = self._layout.root / kind
+                for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                    digest = f"blake3:{path.name}"
+                    done = load_journal(path / "journal", digest).verified
+                    known = found.get(digest)
+                    if not isinstance(known, PartialModel) or known.verified_bytes < done:
+                        found[digest] = PartialModel(digest, done)
+            for digest, folder in self._stamps.visible().items():
+                stamp = self._stamps.load(digest)
+                if stamp is None:  # damaged: the folder is there, and nothing speaks for it
+                    size = sum(seen.st_size for seen in tree(folder).values())
+                    found[digest] = StoredModel(digest, intact=False, size=size)
+                else:
+                    found[digest] = StoredModel(digest, intact=self._stamps.intact(stamp), size=stamp.size)
+            return dict(sorted(found.items()))
+
+    def folder(self, digest: str) -> Path:
+        """The read-only folder of a stored model, for mounting.
+
+        Raises:
+            KeyError: not stored.
+        """
+        with self._lock:
+            return self._stamps.visible()[digest]
+
+    def missing(self, model: Model) -> int:
+        """Bytes that `acquire` would have to fetch: neither stored, nor verified in part, nor known piece by piece.
+
+        Raises:
+            ModelCorrupt: the manifest contradicts its pieces file.
+        """
+        files = split(model)
+        with self._lock:
+            if model.digest in self._stamps.visible():
+                return 0
+            blobs = self._stamps.vouched()
+            wanted = one_of_each([file for file in files if blob_name_of(file) not in blobs])
+            here = load_journal(self._layout.partial(model.digest) / "journal", model.digest).numbers()
+            pieces = [piece for file in wanted for piece in file.pieces if piece.number not in here]
+            known = known_pieces(self._rooms, model, files, frozenset(piece.hash for piece in pieces))
+        return sum(piece.length for piece in pieces if piece.hash not in known)
+
+    # --- acquiring ----------------------------------------------------------------------------------------------------
+
+    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> None:
+        """Fetch what is missing, verify, publish. Resumes; fine if the model is stored and intact.
+
+        Args:
+            model: what to install.
+            sources: base addresses; the node's fallback list comes after them.
+            progress: told per file.
+            stop: when set, returns soon with `DownloadFailed`, keeping what is verified.
+
+        Raises:
+            DownloadFailed: no source had it all, or stopped, or the disk failed; what is verified is kept.
+            ModelCorrupt: the sources answered with other bytes than the manifest's, or it contradicts itself.
+            Incompatible: a file is of a kind that is refused, or its header is not sound.
+            NoSpace: the disk cannot hold it; nothing was fetched.
+        """
+        formats.check_names(model)
+        files = split(model)
+        with self._exclusive(model.digest, f"installing {label(model)}"):
+            try:
+                if not self._settle(model, files, progress=progress, stop=stop):
+                    install = Install(self._rooms, self._fetching, model, files, progress=progress, stop=stop)
+                    install.run(sources)
+            except hashing.Stopped as error:
+                raise DownloadFailed(f"installing {label(model)} was stopped; what is verified is kept") from error
+
+    def _settle(self, model: Model, files: tuple[FilePieces, ...], *, progress: Progress, stop: Stop) -> bool:
+        """Whether the model is stored and intact, after hashing a folder of which nobody is sure."""
+        with self._lock:
+            self._shelf.sweep()
+            stamp = self._stamps.load(model.digest) if model.digest in self._stamps.visible() else None
+            if stamp is not None and self._stamps.intact(stamp):
+                self._shelf.settle(model.digest)
+                return True
+            there = self._shelf.place(model).is_dir()
+        if not there:
+            return False
+        try:
+            self._check(model, files, progress=progress, stop=stop)
+        except ModelCorrupt:
+            return False  # quarantined: fetched again, as far as it was bad
+        with self._lock:
+            self._shelf.settle(model.digest)
+        return True
+
+    # --- checking and removing ----------------------------------------------------------------------------------------
+
+    def verify(self, model: Model, *, progress: Progress, stop: Stop) -> None:
+        """Hash a stored model again, and stamp it intact.
+
+        Raises:
+            KeyError: not stored.
+            ModelCorrupt: the bytes differ; the model has been moved to quarantine and is no longer stored.
+            DownloadFailed: stopped, or the disk failed, before the end.
+        """
+        files = split(model)
+        with self._exclusive(model.digest, f"verifying {label(model)}"):
+            self.folder(model.digest)
+            try:
+                self._check(model, files, progress=progress, stop=stop)
+            except hashing.Stopped as error:
+                raise DownloadFailed(f"verifying {label(model)} was stopped") from error
+
+    def _check(self, model: Model, files: tuple[FilePieces, ...], *, progress: Progress, stop: Stop) -> None:
+        """Hash a folder; stamp it, or quarantine it.
+
+        Raises:
+            ModelCorrupt: it went to quarantine.
+            hashing.Stopped: `stop` was set.
+        """
+        folder = self._shelf.place(model)
+        before = fingerprints(folder)
+        tell = Teller(model, files, progress)
+        work = ((file.path, piece) for file in files for piece in file.pieces)
+        by_path = {file.path: file for file in files}
+        bad = hashing.bad_pieces(
+            work,
+            folder,
+            concurrency=self._ports.concurrency,
+            stop=stop,
+            checked=lambda path, piece: tell.piece(by_path[path], piece),
+        )
+        with self._lock:
+            after = fingerprints(folder)
+            sizes = {file.path: file.size for file in files}
+            if not bad and before == after and {path: seen.size for path, seen in after.items()} == sizes:
+                self._shelf.stamp(model, files, after)
+                return
+            self._shelf.quarantine(model, files, bad)
+        raise ModelCorrupt(
+            f"the files of {label(model)} are not those of its manifest: {_difference(files, bad, after)}",
+            hint="moved to quarantine; the next sync fetches what is bad",
+        )
+
+    def remove(self, digest: str) -> None:
+        """Remove a model and the blobs that no other model needs. Fine if it is gone.
+
+        Raises:
+            DownloadFailed: the disk failed.
+        """
+        with self._exclusive(digest, f"removing the model {short(digest)}"), self._lock:
+            self._shelf.withdraw(digest)
+
+    @contextmanager
+    def _exclusive(self, digest: str, what: str) -> Iterator[None]:
+        """One thing at a time per model; errors of the disk become ours."""
+        with self._lock:
+            busy = self._busy[digest]
+        with busy, disk_errors(what):
+            yield
+
+
+def _difference(files: Sequence[FilePieces], bad: frozenset[int], after: Mapping[str, Fingerprint]) -> str:
+    """What is wrong with a folder, for people: the first thing found."""
+    listed = {file.path for file in files}
+    for file in files:
+        if file.path not in after:
+            return f"{file.path} is missing"
+        pieces = [piece for piece in file.pieces if piece.number in bad]
+        if pieces:
+            share = f"{len(pieces)} of {len(file.pieces)} pieces"
+            return f"{share} of {file.path} are bad, the first at byte {pieces[0].offset}"
+    strange = sorted(path for path in after if path not in listed)
+    return f"{strange[0]} does not belong there" if strange else "they changed while they were read"

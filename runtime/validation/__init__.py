@@ -1,0 +1,1 @@
+"""Validation inference: only a running model that answers as recorded is Active."""

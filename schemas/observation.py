@@ -1,0 +1,267 @@
+"""What is really there, and what this node remembers. Values only; `reconciler.observe` fills them.
+
+An observation is `Present`, `Absent` or `Unknown`. Unknown is never taken for absent: nothing is removed, and nothing
+is started, because something could not be seen (I3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003 - a constant below is annotated with it
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from schemas.target import ServingTarget
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Present(Generic[T]):
+    """Seen."""
+
+    value: T
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Looked for, and not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Could not be looked for."""
+
+    reason: str
+
+
+Observation = Present[T] | Absent | Unknown
+
+
+# --- facts about the machine --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU."""
+
+    uuid: str
+    name: str
+    memory: int
+    """Total memory, bytes."""
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class NativeEngine:
+    """An engine installed in an environment of this machine."""
+
+    engine: str
+    version: str
+    environment: str
+    """Content digest of the installed files' record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What the machine is. Readings that change by themselves are not part of a plan's fingerprint."""
+
+    platform: str
+    """`linux/amd64`."""
+    processor: str
+    cpus: int
+    memory: int
+    """Main memory, bytes."""
+    disk: int
+    """Size of the state directory's file system, bytes."""
+    gpus: tuple[Gpu, ...] = ()
+    disk_free: int = field(default=0, compare=False)
+    memory_free: int = field(default=0, compare=False)
+
+    @property
+    def accelerator(self) -> str:
+        """What computes here, as it goes into a validation's subject."""
+        if not self.gpus:
+            return f"cpu:{self.processor}"
+        return ";".join(f"{gpu.name}:{gpu.uuid}:{gpu.driver}" for gpu in self.gpus)
+
+
+# --- things of the node -------------------------------------------------------------------------------------------
+
+InstanceStatus = Literal["created", "running", "exited"]
+Health = Literal["healthy", "unhealthy", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One engine instance that carries our marks."""
+
+    name: str
+    """Deterministic: `reconcile-<network>-<intent>`."""
+    intent: str
+    """Id of the journalled intent that created it. Ours only if the journal knows it (I8)."""
+    backend: str
+    spec_digest: str
+    status: InstanceStatus
+    health: Health = "unknown"
+    exit_code: int | None = None
+    detail: str = ""
+    """What is known about an exit or a bad health, for people: `OOMKilled`, `signal 9`."""
+    started_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model version in the store."""
+
+    manifest: str
+    intact: bool
+    """False when size, mtime, ctime or inode of a file changed since it was verified: hash before use (I2)."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartialModel:
+    """A model version that is not complete."""
+
+    manifest: str
+    verified_bytes: int
+    """Bytes that need not be fetched again."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """Everything observed in one look."""
+
+    hardware: Hardware
+    engines: tuple[NativeEngine, ...]
+    backends: Mapping[str, Observation[tuple[Instance, ...]]]
+    """By backend name; a backend that is not configured is not a key."""
+    not_enforced: Mapping[str, tuple[str, ...]]
+    """By backend name: restrictions that it cannot enforce on this machine."""
+    images: Mapping[str, Observation[str]]
+    """`backend/ref` to image id, for the refs that were asked about."""
+    models: Mapping[str, Observation[StoredModel | PartialModel]]
+    """By manifest digest: everything in the store, and every desired model."""
+    missing: Mapping[str, int] = field(default_factory=dict)
+    """By manifest digest: bytes that would have to be fetched, for desired models that are not stored."""
+
+
+# --- what the journal remembers -----------------------------------------------------------------------------------
+
+ModelState = Literal["Pending", "Active", "Inactive", "Failed", "Archived"]
+
+MODEL_TRANSITIONS: Final[Mapping[ModelState | None, frozenset[ModelState]]] = MappingProxyType(
+    {
+        None: frozenset({"Pending", "Failed"}),
+        "Pending": frozenset({"Active", "Inactive", "Failed", "Archived"}),
+        "Active": frozenset({"Pending", "Inactive", "Failed", "Archived"}),
+        "Inactive": frozenset({"Pending", "Active", "Failed", "Archived"}),
+        "Failed": frozenset({"Pending", "Active", "Inactive", "Archived"}),
+        "Archived": frozenset({"Pending", "Inactive", "Failed"}),
+    }
+)
+"""Every transition of a model's state; None is a model that was not here. The journal refuses any other.
+
+`Failed` becomes `Active` without a download where a `retry` lets the same bytes pass their probe.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """The journalled state of a model version."""
+
+    manifest: str
+    key: str
+    state: ModelState
+    since: datetime
+    cause: str
+    failures: int = 0
+    """Consecutive failures of download, hash check or validation."""
+    not_before: datetime | None = None
+    """No attempt before this time (backoff)."""
+    unlisted_for: float = 0
+    """Running time, seconds, since the model was last listed; 0 while listed."""
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof that a subject passed its probe on one instance."""
+
+    number: int
+    subject: str
+    manifest: str
+    intent: str
+    """The instance that answered."""
+    issued_at: datetime
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A subject that failed: not tried again until it changes, a `retry` token names it, or a person says so (I5)."""
+
+    subject: str
+    model: str
+    reason: str
+    message: str
+    since: datetime
+    snapshot: str
+    """Digest of the snapshot that wanted it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastKnownGood:
+    """What served last, proven by a receipt."""
+
+    target: ServingTarget
+    snapshot: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A backoff: no attempt at `subject` before `until`."""
+
+    subject: str
+    reason: str
+    message: str
+    failures: int
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the journal contributes to a decision: only what cannot be observed."""
+
+    models: Mapping[str, ModelRecord] = field(default_factory=dict)
+    """By manifest digest."""
+    receipts: tuple[Receipt, ...] = ()
+    """Unvoided ones."""
+    rejections: Mapping[str, Rejection] = field(default_factory=dict)
+    """By subject."""
+    holds: Mapping[str, Hold] = field(default_factory=dict)
+    """By subject of the hold: a manifest digest, an image ref, or a spec digest."""
+    intents: frozenset[str] = frozenset()
+    """Ids of the intents that created instances."""
+    last_known_good: LastKnownGood | None = None
+    recent_starts: Mapping[str, tuple[datetime, ...]] = field(default_factory=dict)
+    """By spec digest: when instances of it were started within the restart window."""
+    applied: str = ""
+    """Digest of the snapshot that this node last converged to; empty before the first time."""
+    suspended: str = ""
+    """Why changes are suspended; empty when they are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The planner's second argument."""
+
+    node_id: str
+    state: NodeState
+    memory: Memory

@@ -1,0 +1,184 @@
+"""Plans and their actions, in the form in which they are shown, saved and carried out: one form for all three."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Count, Digest, Document, Duration, Frozen, ImageRef, ModelKey, Size, Text, Time, Url
+from schemas.snapshot import FileRef
+from schemas.target import BackendName, ServingTarget
+
+FORMAT_VERSION = "1"
+
+
+class _Action(Frozen):
+    id: Text
+    """Unique within the plan; stable for the same plan."""
+    cause: Text
+    """Why this is done."""
+    needs: tuple[Text, ...] = ()
+    """Ids of the actions that must have succeeded before. A failed one skips those that need it."""
+
+
+class DownloadModel(_Action):
+    """Fetch, verify and publish a model version. Idempotent: verified pieces are not fetched again."""
+
+    kind: Literal["download-model"] = "download-model"
+    model: ModelKey
+    manifest: FileRef
+    size: Size
+    """Bytes of the model."""
+    to_fetch: Size
+    """Bytes that are not here yet."""
+    sources: tuple[Url, ...]
+
+
+class VerifyModel(_Action):
+    """Hash a stored model again, because it may have changed. Idempotent."""
+
+    kind: Literal["verify-model"] = "verify-model"
+    model: ModelKey
+    manifest: FileRef
+    size: Size
+
+
+class SetModelState(_Action):
+    """Move a model to another state. Idempotent."""
+
+    kind: Literal["set-model-state"] = "set-model-state"
+    model: ModelKey
+    manifest: Digest
+    before: Literal["Pending", "Active", "Inactive", "Failed", "Archived"]
+    after: Literal["Pending", "Active", "Inactive", "Failed", "Archived"]
+
+
+class RemoveModel(_Action):
+    """Remove an unlisted model after its grace. Idempotent."""
+
+    kind: Literal["remove-model"] = "remove-model"
+    model: ModelKey
+    manifest: Digest
+    size: Size
+
+
+class PullImage(_Action):
+    """Bring an image to a backend, by digest. Idempotent."""
+
+    kind: Literal["pull-image"] = "pull-image"
+    backend: BackendName
+    image: ImageRef
+
+
+class StopInstance(_Action):
+    """Stop an instance and remove it; its logs stay. Idempotent."""
+
+    kind: Literal["stop-instance"] = "stop-instance"
+    backend: BackendName
+    instance: Text
+    intent: Text
+    spec_digest: Digest
+    drain: Duration
+
+
+class StartInstance(_Action):
+    """Start an instance of a target and wait until it is ready. Idempotent by its journalled intent."""
+
+    kind: Literal["start-instance"] = "start-instance"
+    target: ServingTarget
+    role: Literal["desired", "last-known-good"]
+
+
+class ValidateModel(_Action):
+    """Run the probe against the serving instance; passing makes the model Active and the target last known good."""
+
+    kind: Literal["validate-model"] = "validate-model"
+    target: ServingTarget
+    role: Literal["desired", "last-known-good"]
+    snapshot: Digest
+    """The snapshot that wants it."""
+
+
+Action = Annotated[
+    DownloadModel
+    | VerifyModel
+    | SetModelState
+    | RemoveModel
+    | PullImage
+    | StopInstance
+    | StartInstance
+    | ValidateModel,
+    Field(discriminator="kind"),
+]
+
+
+class Held(Frozen):
+    """A change that is due and not made now, with the reason."""
+
+    subject: Text
+    """What it is about: a model key, an image, `runtime`."""
+    reason: Text
+    """Stable CamelCase reason: `Rejected`, `Backoff`, `Suspended`, `OutsideWindow`, `BackendUnavailable`, ..."""
+    message: Text
+    """For people."""
+    until: Time | None = None
+    """When it will be looked at again, where known."""
+    token: Digest | None = None
+    """The rejected subject: what a snapshot's `retry` list, or `reconcile retry`, names to clear it."""
+
+
+class Explanation(Frozen):
+    """One step of the decision's trace, for `why`: what was considered, and what came of it."""
+
+    subject: Text
+    decision: Text
+
+
+class Cost(Frozen):
+    """What carrying out a plan takes."""
+
+    fetch: Size = 0
+    """Bytes to fetch."""
+    disk: Size = 0
+    """Additional disk at the peak, bytes."""
+    disk_free: Size = 0
+    """Free disk when the plan was made, bytes."""
+    downtime: Literal["none", "swap", "start"] = "none"
+    """Whether serving is interrupted: `swap` stops one and starts another; `start` has nothing serving before."""
+
+
+class Plan(Document):
+    """What would make this node what the snapshot says. Bound to a snapshot and to an observation."""
+
+    format_version: Literal["1"] = "1"
+    """Version of this form."""
+    kind: Literal["Plan"] = "Plan"
+    network: Text
+    node: Text
+    """Node id: the checksummed address of its key."""
+    snapshot: Digest | None = None
+    """The snapshot planned for; absent when none was accepted yet."""
+    sequence: Count = 0
+    draft: bool = False
+    """Made from an unverified snapshot: can be read, never applied."""
+    observation: Digest
+    """Fingerprint of what was observed; volatile readings are left out."""
+    actions: tuple[Action, ...]
+    held: tuple[Held, ...] = ()
+    trace: tuple[Explanation, ...] = ()
+    cost: Cost = Cost.model_construct()
+    made_at: Time
+
+    @property
+    def identity(self) -> str:
+        """Everything that must be the same for a saved plan to be carried out; the times in it are left out."""
+        return "|".join(
+            (
+                self.network,
+                self.node,
+                self.snapshot or "",
+                self.observation,
+                *(action.to_json() for action in self.actions),
+            )
+        )

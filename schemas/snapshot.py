@@ -1,0 +1,456 @@
+"""The snapshot: one signed version of desired state for one network."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from schemas.base import (
+    Count,
+    Digest,
+    Document,
+    Duration,
+    Frozen,
+    ImageRef,
+    Json,
+    Label,
+    ModelKey,
+    Name,
+    Percent,
+    Positive,
+    RelativePath,
+    Size,
+    Text,
+    Time,
+    Url,
+    Version,
+)
+
+Mode = Literal["container", "native"]
+EngineName = Literal["llamacpp", "vllm", "ollama", "openai"]
+DesiredModelState = Literal["active", "inactive", "archived"]
+Unenforced = Literal["capabilities", "cpu", "filesystem", "memory", "network", "pids", "shm", "socket-size", "user"]
+"""Restrictions of a runtime that a backend may be unable to enforce on some machine."""
+WeekDay = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+
+MAX_MODELS = 10_000
+MAX_RUNTIMES = 100
+MAX_ASSIGNMENTS = 1_000
+
+
+class FileRef(Frozen):
+    """A file of the network's repository, bound by the digest of its exact bytes."""
+
+    path: RelativePath
+    """Path from the repository's root."""
+    digest: Digest
+    """BLAKE3 of the file's bytes."""
+
+
+class SnapshotMetadata(Frozen):
+    """Who this snapshot is for and where it stands in the chain."""
+
+    network: Name
+    """The network whose nodes may accept this snapshot."""
+    epoch: Count = 1
+    """Raised by root only; undoes a fast-forward attack."""
+    sequence: Positive
+    """Strictly increasing within an epoch."""
+    trust_version: Positive
+    """Lower bound of the trust document's version that a node must hold."""
+    issued_at: Time
+    """Not valid before."""
+    expires_at: Time
+    """Not accepted after. A healthy node keeps serving beyond it (I6)."""
+    previous: Digest | None = None
+    """Digest of the snapshot at sequence - 1, absent for the first."""
+
+    @model_validator(mode="after")
+    def _expires_after_issue(self) -> SnapshotMetadata:
+        if self.expires_at <= self.issued_at:
+            raise ValueError("expiresAt must be later than issuedAt")
+        return self
+
+
+class AgentRequirement(Frozen):
+    """What an agent must be able to do to act on the document; read before anything else."""
+
+    agent: Annotated[str, StringConstraints(pattern=r"^(>=|==|~=|<=|<|>)[0-9][0-9A-Za-z.,<>=~ ]{0,60}$")] = ">=0.1"
+    """A PEP 440 version specifier for the agent."""
+
+
+# --- runtimes -----------------------------------------------------------------------------------------------------
+
+
+class PlatformImage(Frozen):
+    """One image of a runtime, by digest, for one platform and accelerator."""
+
+    platform: Annotated[str, StringConstraints(pattern=r"^linux/(amd64|arm64)$")] = "linux/amd64"
+    """Operating system and processor."""
+    accelerator: Literal["cpu", "cuda"] = "cpu"
+    """What the image computes on."""
+    ref: ImageRef
+    """Name and digest; a tag alone is never accepted."""
+
+
+class NativeEnvironment(Frozen):
+    """How the engine is installed without a container. Without a lock, the agent's own environment is used."""
+
+    lock: FileRef | None = None
+    """Hash-locked requirements from which an environment of its own is built."""
+
+
+class Isolation(Frozen):
+    """How far the runtime is locked in (I10). The defaults are the strictest; anything weaker must be allowed twice."""
+
+    network: Literal["none"] = "none"
+    """A runtime has no network."""
+    overlap: bool = False
+    """Whether the replacement may briefly run beside the old instance."""
+    allow_unenforced: tuple[Unenforced, ...] = ()
+    """Restrictions that this snapshot accepts as not enforced; the node's owner must accept them too."""
+
+
+class Resources(Frozen):
+    """Upper bounds for one instance."""
+
+    gpus: Count = 0
+    """GPUs given to the instance, by UUID; 0 means none is visible."""
+    memory: Size = 2**32
+    """Memory limit, bytes."""
+    shm: Size = 2**26
+    """Shared memory, bytes."""
+    pids: Annotated[int, Field(ge=8, le=65536)] = 512
+    """Processes and threads."""
+    cpus: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Processors; all when absent."""
+
+
+class Timeouts(Frozen):
+    """Time bounds of one instance, in seconds."""
+
+    start: Duration = 600
+    """From start to ready."""
+    drain: Duration = 30
+    """How long requests in flight may take before a stop."""
+    stall: Duration = 60
+    """Starting without any sign of progress for this long is a failure."""
+
+
+class LlamaCppArgs(Frozen):
+    """Typed, allow-listed arguments of llama.cpp's server."""
+
+    context_size: Annotated[int, Field(ge=64, le=2**24)] = 2048
+    """Tokens of context."""
+    parallel: Annotated[int, Field(ge=1, le=256)] = 1
+    """Sequences decoded at once."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads; llama.cpp chooses when absent."""
+    gpu_layers: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Layers kept on the GPU."""
+
+
+class VllmArgs(Frozen):
+    """Typed, allow-listed arguments of vLLM's OpenAI server. `trust_remote_code` does not exist here on purpose."""
+
+    max_model_len: Annotated[int, Field(ge=64, le=2**24)] | None = None
+    """Tokens of context; the model's own when absent."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Fraction of GPU memory that vLLM may take."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Weights' and activations' type."""
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs over which tensors are split."""
+    max_num_seqs: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Sequences decoded at once."""
+    enforce_eager: bool = False
+    """Skip graph capture: faster start, slower decode."""
+
+
+class _RuntimeBase(Frozen):
+    name: Name
+    """Referred to by assignments."""
+    version: Version
+    """The engine's exact version, quoted."""
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = ("container",)
+    """How the engine may be run, in order of preference."""
+    preferred: Mode | None = None
+    """Preferred among `modes`, where the node has it."""
+    images: tuple[PlatformImage, ...] = ()
+    """Container images, one per platform and accelerator."""
+    native: NativeEnvironment | None = None
+    """Native environment; needed when `modes` lists `native`."""
+    isolation: Isolation = Isolation.model_construct()
+    """Restrictions of the instance."""
+    resources: Resources = Resources.model_construct()
+    """Bounds of the instance."""
+    timeouts: Timeouts = Timeouts.model_construct()
+    """Time bounds of the instance."""
+
+    @model_validator(mode="after")
+    def _modes_have_means(self) -> _RuntimeBase:
+        if "container" in self.modes and not self.images:
+            raise ValueError("modes lists container, but images is empty")
+        if "native" in self.modes and self.native is None:
+            raise ValueError("modes lists native, but native is absent")
+        if self.preferred is not None and self.preferred not in self.modes:
+            raise ValueError("preferred is not one of modes")
+        return self
+
+
+class LlamaCppRuntime(_RuntimeBase):
+    """llama.cpp's server, through the xllamacpp wheel."""
+
+    engine: Literal["llamacpp"]
+    """The engine."""
+    engine_args: LlamaCppArgs = LlamaCppArgs.model_construct()
+    """Arguments of the engine."""
+
+
+class VllmRuntime(_RuntimeBase):
+    """vLLM's OpenAI-compatible server."""
+
+    engine: Literal["vllm"]
+    """The engine."""
+    engine_args: VllmArgs = VllmArgs.model_construct()
+    """Arguments of the engine."""
+
+
+RuntimeSpec = Annotated[LlamaCppRuntime | VllmRuntime, Field(discriminator="engine")]
+EngineArgs = LlamaCppArgs | VllmArgs
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+class ModelRequirements(Frozen):
+    """What a node must offer before this model is even fetched."""
+
+    gpu_memory: Size = 0
+    """GPU memory that the model needs, bytes."""
+    memory: Size = 0
+    """Main memory that the model needs, bytes."""
+    engines: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z]+([<>=~!]=?[0-9][0-9A-Za-z.]*)?$")], ...] = ()
+    """Engines that can serve it, each with an optional version bound: `vllm>=0.30`. Empty means any."""
+    tasks: tuple[Name, ...] = ()
+    """Tasks that the model claims: `chat`, `completion`, `tools`."""
+
+
+class ModelValidation(Frozen):
+    """How the running model is proven."""
+
+    probe: FileRef
+    """The probe document."""
+    every: Duration = 6 * 3600
+    """Interval of periodic retests, seconds."""
+
+
+class ModelSpec(Frozen):
+    """One approved model version."""
+
+    name: Name
+    """The model's name."""
+    version: Version
+    """The version, quoted."""
+    manifest: FileRef
+    """Its manifest; the manifest's digest is the model's identity."""
+    state: DesiredModelState = "active"
+    """`active` may serve, `inactive` is kept but never serves, `archived` is kept in cold storage."""
+    sources: Annotated[tuple[Url, ...], Field(max_length=16)] = ()
+    """Base addresses below which the manifest's files lie. None of them is trusted."""
+    requires: ModelRequirements = ModelRequirements.model_construct()
+    """Compatibility."""
+    validation: ModelValidation
+    """The gate to Active."""
+
+    @property
+    def key(self) -> str:
+        """`name:version`, as people and assignments call it."""
+        return f"{self.name}:{self.version}"
+
+
+# --- assignments --------------------------------------------------------------------------------------------------
+
+
+class LabelExpression(Frozen):
+    """One requirement on a label or fact."""
+
+    key: Label
+    """Name of the label or fact."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    """How the value is compared."""
+    values: tuple[Label, ...] = ()
+    """For `In` and `NotIn`."""
+
+    @model_validator(mode="after")
+    def _values_fit_operator(self) -> LabelExpression:
+        if bool(self.values) != (self.operator in ("In", "NotIn")):
+            raise ValueError("values belong to In and NotIn, and only to them")
+        return self
+
+
+class Selector(Frozen):
+    """Which nodes an assignment is for. Empty matches every node."""
+
+    match_labels: dict[Label, Label] = {}
+    """All must be equal."""
+    match_expressions: tuple[LabelExpression, ...] = ()
+    """All must hold."""
+
+
+class Rollout(Frozen):
+    """A stable share of the matching nodes: hash(node id, key) below percent."""
+
+    percent: Percent
+    """Share of nodes inside; those inside stay inside as it grows."""
+    key: Label
+    """Names the rollout; another key draws another share."""
+
+
+class Assignment(Frozen):
+    """What the selected nodes run. The first assignment that matches a node wins."""
+
+    selector: Selector = Selector.model_construct()
+    """Which nodes."""
+    rollout: Rollout | None = None
+    """Which share of them; the others fall through to the next assignment."""
+    runtime: Name
+    """A runtime of this snapshot."""
+    serve: Annotated[tuple[ModelKey, ...], Field(min_length=1)]
+    """Models to serve; the first is loaded."""
+
+
+# --- policy -------------------------------------------------------------------------------------------------------
+
+
+class JobPolicy(Frozen):
+    """Bounds on requests."""
+
+    max_tokens: Positive = 4096
+    """Tokens that one request may ask for."""
+    max_queue: Positive = 64
+    """Requests held at once."""
+    timeout: Duration = 120
+    """Time bound of one request, seconds."""
+
+
+class HeartbeatPolicy(Frozen):
+    """Reporting."""
+
+    interval: Duration = 10
+    """Seconds between heartbeats."""
+
+
+class GcPolicy(Frozen):
+    """When unlisted models are removed (I8)."""
+
+    grace: Duration = 86400
+    """Running time between unlisting and removal, seconds."""
+    keep_free: Percent = 10
+    """Share of the disk kept free."""
+    allow_empty: bool = False
+    """Whether an empty model list may remove everything."""
+
+
+class Window(Frozen):
+    """A weekly window, in the clock of `zone`."""
+
+    days: Annotated[tuple[WeekDay, ...], Field(min_length=1)]
+    """Days on which the window opens."""
+    from_: Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$"), Field(alias="from")]
+    """Opening time."""
+    to: Annotated[str, StringConstraints(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+    """Closing time; on the next day when not after `from`."""
+    zone: Text = "UTC"
+    """IANA time zone."""
+
+
+class Windows(Frozen):
+    """When work may happen; empty means always."""
+
+    stage: tuple[Window, ...] = ()
+    """Downloads and pulls."""
+    swap: tuple[Window, ...] = ()
+    """Stopping what serves."""
+    urgent: bool = False
+    """Signed by the operators: this snapshot ignores the windows."""
+
+
+class Policy(Frozen):
+    """Rules of the network for every node."""
+
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = ("container",)
+    """Execution modes that the network allows."""
+    jobs: JobPolicy = JobPolicy.model_construct()
+    """Bounds on requests."""
+    heartbeat: HeartbeatPolicy = HeartbeatPolicy.model_construct()
+    """Reporting."""
+    gc: GcPolicy = GcPolicy.model_construct()
+    """Clean-up."""
+    windows: Windows = Windows.model_construct()
+    """Maintenance windows."""
+
+
+# --- the document -------------------------------------------------------------------------------------------------
+
+
+class WithdrawnEntry(Frozen):
+    """A digest that must stop at once, over every other rule (I6)."""
+
+    digest: Annotated[str, StringConstraints(pattern=r"^(blake3|sha256):[0-9a-f]{64}$")]
+    """A manifest (`blake3:`) or an image (`sha256:`)."""
+    reason: Text = ""
+    """For people."""
+
+
+class SnapshotSpec(Frozen):
+    """The desired state itself."""
+
+    runtimes: Annotated[tuple[RuntimeSpec, ...], Field(max_length=MAX_RUNTIMES)] = ()
+    """Runtimes that assignments refer to."""
+    models: Annotated[tuple[ModelSpec, ...], Field(max_length=MAX_MODELS)] = ()
+    """Approved models. A model that is not listed is removed."""
+    assignments: Annotated[tuple[Assignment, ...], Field(max_length=MAX_ASSIGNMENTS)] = ()
+    """Which node runs what."""
+    withdrawn: Annotated[tuple[WithdrawnEntry, ...], Field(max_length=MAX_MODELS)] = ()
+    """Digests that must not run."""
+    retry: Annotated[tuple[Digest, ...], Field(max_length=MAX_MODELS)] = ()
+    """Subjects whose remembered failure is cleared."""
+    policy: Policy = Policy.model_construct()
+    """Rules for every node."""
+    extensions: dict[str, Json] = {}
+    """Ignored by agents that do not know them."""
+
+    @model_validator(mode="after")
+    def _references_resolve(self) -> SnapshotSpec:
+        runtimes = [runtime.name for runtime in self.runtimes]
+        models = {model.key: model for model in self.models}
+        if len(set(runtimes)) != len(runtimes):
+            raise ValueError("two runtimes have the same name")
+        if len(models) != len(self.models):
+            raise ValueError("two models have the same name and version")
+        for assignment in self.assignments:
+            if assignment.runtime not in runtimes:
+                raise ValueError(f"an assignment names runtime {assignment.runtime!r}, which is not listed")
+            for key in assignment.serve:
+                if key not in models:
+                    raise ValueError(f"an assignment serves {key!r}, which is not listed")
+                if models[key].state != "active":
+                    raise ValueError(f"an assignment serves {key!r}, which is {models[key].state}")
+        return self
+
+
+class SnapshotDocument(Document):
+    """A network's desired state, as operators write it. Believed only after verification (I1)."""
+
+    api_version: Literal["reconcile/v1alpha1"]
+    """Version of this document's form."""
+    kind: Literal["Snapshot"]
+    """`Snapshot`."""
+    metadata: SnapshotMetadata
+    """Identity and validity."""
+    requires: AgentRequirement = AgentRequirement.model_construct()
+    """What the agent must be."""
+    spec: SnapshotSpec
+    """What must be."""

@@ -1,0 +1,126 @@
+"""`status.json` and `reconcile status --json`: what the node says about itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Address, Count, Digest, Document, Frozen, ModelKey, Size, Text, Time
+from schemas.plan import Held
+
+ConditionType = Literal["Ready", "Reconciling", "Stalled", "SourceVerified", "Drifted", "RolledBack", "Suspended"]
+CONDITION_TYPES: tuple[ConditionType, ...] = (
+    "Ready",
+    "Reconciling",
+    "Stalled",
+    "SourceVerified",
+    "Drifted",
+    "RolledBack",
+    "Suspended",
+)
+
+
+class Condition(Frozen):
+    """One aspect of the node's state, in the form that Kubernetes made customary."""
+
+    type: ConditionType
+    status: Literal["True", "False", "Unknown"]
+    reason: Text
+    """Stable CamelCase reason."""
+    message: Text
+    """For people."""
+    since: Time
+    """When `status` last changed."""
+
+
+class SnapshotStatus(Frozen):
+    """An accepted snapshot."""
+
+    digest: Digest
+    epoch: Count
+    sequence: Count
+    signers: tuple[Address, ...]
+    expires_at: Time
+    accepted_at: Time
+
+
+class ModelStatus(Frozen):
+    """One model of this node."""
+
+    model: ModelKey
+    manifest: Digest
+    state: Literal["Pending", "Active", "Inactive", "Failed", "Archived"]
+    loaded: bool
+    """Served now."""
+    size: Size
+    cause: Text
+    since: Time
+
+
+class ServingStatus(Frozen):
+    """What serves."""
+
+    model: ModelKey
+    manifest: Digest
+    engine: Text
+    mode: Text
+    backend: Text
+    instance: Text
+    socket: Text
+    """Path of the runtime's unix socket."""
+    health: Literal["healthy", "unhealthy", "unknown"]
+    since: Time | None = None
+    receipt: Digest | None = None
+    not_enforced: tuple[Text, ...] = ()
+    """Restrictions that are not enforced for this instance (I10)."""
+
+
+class GpuStatus(Frozen):
+    """One GPU."""
+
+    uuid: Text
+    name: Text
+    memory: Size
+    driver: Text
+
+
+class HardwareStatus(Frozen):
+    """The machine."""
+
+    platform: Text
+    processor: Text
+    cpus: Count
+    memory: Size
+    disk: Size
+    disk_free: Size
+    gpus: tuple[GpuStatus, ...]
+
+
+class NodeStatus(Document):
+    """The node's report."""
+
+    format_version: Literal["1"] = "1"
+    kind: Literal["NodeStatus"] = "NodeStatus"
+    network: Text
+    node: Address
+    """Node id: the checksummed address of its key."""
+    account: Text | None = None
+    """Who controls the node."""
+    labels: dict[str, str]
+    agent: Text
+    """Version of the agent."""
+    updated_at: Time
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)]
+    snapshot: SnapshotStatus | None = None
+    """The accepted snapshot."""
+    serving: ServingStatus | None = None
+    models: tuple[ModelStatus, ...]
+    held: tuple[Held, ...]
+    hardware: HardwareStatus
+    engines: tuple[Text, ...]
+    """Native engines, `name version`."""
+
+    def condition(self, wanted: ConditionType) -> Condition | None:
+        """The condition of a type, if it was determined."""
+        return next((condition for condition in self.conditions if condition.type == wanted), None)

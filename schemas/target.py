@@ -1,0 +1,88 @@
+"""What a node should serve, resolved: the value that is compared, started, validated, remembered and gone back to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from schemas.base import Digest, Frozen, ImageRef, ModelKey, Name, Size, Version
+from schemas.digests import digest_text
+from schemas.snapshot import (
+    EngineArgs,
+    EngineName,
+    FileRef,
+    Isolation,
+    LlamaCppArgs,
+    Mode,
+    Resources,
+    Timeouts,
+    VllmArgs,
+)
+
+BackendName = Literal["docker", "podman", "native", "simulated"]
+
+_ARGS: dict[str, type[EngineArgs]] = {"llamacpp": LlamaCppArgs, "vllm": VllmArgs}
+
+
+class ServingTarget(Frozen):
+    """One runtime with one model, on one backend of this node."""
+
+    runtime: Name
+    """Name of the runtime in the snapshot; not part of the identity."""
+    engine: EngineName
+    """Engine."""
+    version: Version
+    """Engine version."""
+    mode: Mode
+    """Container or native."""
+    backend: BackendName
+    """The backend that runs it."""
+    image: ImageRef | None = None
+    """Container mode: the image."""
+    environment: Digest | None = None
+    """Native mode: digest of the installed environment."""
+    engine_args: LlamaCppArgs | VllmArgs
+    """Typed arguments of the engine."""
+    isolation: Isolation
+    """Restrictions."""
+    resources: Resources
+    """Bounds."""
+    timeouts: Timeouts
+    """Time bounds; not part of the identity."""
+    model: ModelKey
+    """The model, as people call it."""
+    manifest: Digest
+    """The model's identity."""
+    probe: FileRef
+    """What must be answered before it serves."""
+    gpu_memory: Size = 0
+    """GPU memory that the model was said to need, bytes."""
+
+    @property
+    def spec_digest(self) -> str:
+        """Identity of the instance: everything that a running instance cannot change without a restart."""
+        return digest_text(
+            "|".join(
+                (
+                    "spec/1",
+                    self.engine,
+                    self.version,
+                    self.backend,
+                    self.image or "",
+                    self.environment or "",
+                    self.engine_args.to_json(),
+                    self.isolation.to_json(),
+                    self.resources.to_json(),
+                    self.model,
+                    self.manifest,
+                )
+            )
+        )
+
+    def subject(self, accelerator: str) -> str:
+        """Identity of what a validation is about.
+
+        Args:
+            accelerator: GPU model, UUIDs and driver, or the processor where no GPU is used: a receipt from one does
+                not speak for another.
+        """
+        return digest_text(f"subject/1|{self.spec_digest}|{self.probe.digest}|{accelerator}")

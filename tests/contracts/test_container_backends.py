@@ -1,0 +1,251 @@
+"""Docker and Podman against the one contract, and what only containers promise (I10)."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import docker
+import docker.errors
+import pytest
+
+from runtime.backends.docker_api import LABEL, ContainerEngine
+from runtime.connection import UnixConnection
+from runtime.host import host_ports
+from runtime.interfaces import InstanceSpec, Launch
+from schemas.errors import BackendUnavailable, EngineUnreachable, ImageUnavailable
+from schemas.observation import Absent, Present
+from tests.contracts.backend_contract import RealBackendContract, await_exit, run
+from tests.contracts.test_backends import describe
+from tests.support import builders
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from runtime.interfaces import Backend, EngineConnection
+    from schemas.target import BackendName
+
+
+class ContainerHarness:
+    """Containers of one engine. Nodes have names of their own in every test, so that tests in parallel do not meet."""
+
+    def __init__(self, folder: Path, name: BackendName, host: str, image: str) -> None:
+        self.folder = folder
+        self.name: BackendName = name
+        self.host = host
+        self.image = image
+        self.unique = uuid.uuid4().hex[:12]
+        # Through a link of the test's own, which it can take away.
+        self.socket = folder / "engine-api.sock"
+        self.socket.symlink_to(host.removeprefix("unix://"))
+        self.api = docker.DockerClient(base_url=host, timeout=60)
+        self.attached: list[ContainerEngine] = []
+
+    def attach(self, node: str = "a") -> ContainerEngine:
+        """A new object over the same engine."""
+        backend = ContainerEngine(
+            self.name,
+            socket=str(self.socket),
+            network="testnet",
+            node_id=f"{node}-{self.unique}",
+            ports=host_ports(),
+        )
+        self.attached.append(backend)
+        return backend
+
+    def spec(self, intent: str, *flags: str, node: str = "a") -> InstanceSpec:
+        """The test engine under the image's Python."""
+        folder = self.folder / node
+        backend = self.attach(node)
+        backend.pull(self.image, progress=lambda *_: None, stop=host_ports().stop)
+        view = backend.view(model_folder=folder / "model", socket_folder=folder)
+        argv = ("/usr/bin/python3", "-I", f"{view.model}/engine.py", "--socket", view.socket, *flags)
+        target = builders.target(mode="container", backend=self.name, image=self.image, environment=None)
+        launch = Launch(argv, {"LANG": "C.UTF-8"})
+        spec = describe(folder, intent, f"{node}-{self.unique}", target, launch)
+        # Names are the engine's, which all tests share.
+        return replace(spec, name=f"{spec.name}-{self.unique}", socket_folder=self._moved(spec.socket_folder))
+
+    def _moved(self, folder: Path) -> Path:
+        moved = folder.with_name(f"{folder.name}-{self.unique}")
+        moved.mkdir(exist_ok=True)
+        return moved
+
+    def connect(self, backend: Backend, spec: InstanceSpec) -> EngineConnection:
+        """Over the socket, peer checked."""
+        return UnixConnection(spec.socket_folder / "engine.sock", is_peer=lambda pid: backend.is_peer(spec.name, pid))
+
+    def end(self, backend: Backend, spec: InstanceSpec, code: int) -> None:
+        """Ask the engine to."""
+        with pytest.raises(EngineUnreachable):
+            self.connect(backend, spec).request("GET", f"/exit/{code}", timeout=30)
+
+    def kill(self, backend: Backend, spec: InstanceSpec) -> None:
+        """SIGKILL, by the engine's hand."""
+        self.api.api.kill(spec.name, "SIGKILL")
+
+    def interrupt(self) -> None:
+        """The engine's socket is gone, and so are the connections to it."""
+        self.socket.unlink()
+        for backend in self.attached:
+            backend._local.__dict__.clear()
+
+    def left(self, spec: InstanceSpec) -> Sequence[str]:
+        """The container, if there is one."""
+        found = self.api.api.containers(all=True, filters={"name": spec.name})
+        return tuple(item["Id"] for item in found)
+
+    def close(self) -> None:
+        """Remove what a failed test left."""
+        found = self.api.api.containers(all=True, filters={"label": f"{LABEL}network=testnet"})
+        for item in found:
+            if any(self.unique in name for name in item.get("Names") or ()):
+                self.api.api.remove_container(item["Id"], force=True, v=True)
+        for folder in self.folder.glob("*/run/*"):
+            if folder.is_mount():
+                host_ports().processes.run(["umount", "--lazy", str(folder)], timeout=10)
+        self.api.close()
+
+
+class ContainerContract(RealBackendContract):
+    """What containers promise beyond the common contract."""
+
+    def inside(self, harness: ContainerHarness, *flags: str) -> dict[str, Any]:
+        """What a running engine sees from where it is locked in."""
+        spec = harness.spec("a1", *flags)
+        answer = run(harness, harness.attach(), spec).request("GET", "/inside", timeout=30)
+        assert isinstance(answer, dict)
+        return answer
+
+    def test_there_is_no_network_and_no_privilege(self, harness: ContainerHarness) -> None:
+        """Only loopback, no route, no capability, no way to gain one (I10)."""
+        seen = self.inside(harness)
+        assert seen["interfaces"] == ["lo"]
+        assert seen["route"] is False
+        assert seen["capabilities"] == ["0000000000000000"]
+        assert seen["noNewPrivileges"] == "1"
+
+    def test_restrictions_reach_the_engine_as_asked(self, harness: ContainerHarness) -> None:
+        """Read-only root, limits and mounts, as the container engine itself tells them (I10)."""
+        spec = harness.spec("a1")
+        run(harness, harness.attach(), spec)
+        detail = harness.api.api.inspect_container(spec.name)
+        host = detail["HostConfig"]
+        assert host["ReadonlyRootfs"] is True
+        assert host["NetworkMode"] == "none"
+        assert host["Memory"] == spec.target.resources.memory
+        assert host["PidsLimit"] == spec.target.resources.pids
+        assert host["Privileged"] is False
+        assert detail["Config"]["User"] == "65534:65534"
+        mounts = {mount["Destination"]: mount["RW"] for mount in detail["Mounts"] if mount["Type"] == "bind"}
+        assert mounts == {"/model": False, "/run/reconcile": True}
+        assert "docker.sock" not in json.dumps(detail["Mounts"])
+
+    def test_the_socket_folder_is_capped(self, harness: ContainerHarness) -> None:
+        """A hostile engine cannot fill the node's disk through the folder that it shares with the agent (I10)."""
+        spec = harness.spec("a1")
+        backend = harness.attach()
+        run(harness, backend, spec)
+        assert backend.not_enforced() == ()
+        import os
+
+        usage = os.statvfs(spec.socket_folder)
+        assert usage.f_blocks * usage.f_frsize <= 65536
+        assert usage.f_files <= 16
+        backend.stop(spec.name, grace=1)
+        backend.remove(spec.name)
+        assert not spec.socket_folder.is_mount()
+
+    def test_labels_alone_are_no_mark(self, harness: ContainerHarness) -> None:
+        """A container with our labels and another name (as an image can bring) is none of ours (I8)."""
+        spec = harness.spec("a1")
+        backend = harness.attach()
+        config = harness.api.api.create_container_config(
+            image=harness.image, command=["/usr/bin/python3", "-c", "0"], labels=backend._labels(spec)
+        )
+        name = f"impostor-{harness.unique}"
+        harness.api.api.create_container_from_config(config, name=name)
+        assert backend.list() == ()
+        assert backend.inspect(name) is None
+        backend.remove(name)
+        assert harness.api.api.inspect_container(name)["Name"].lstrip("/") == name
+
+    def test_an_image_is_pulled_by_digest_and_a_wrong_digest_is_refused(self, harness: ContainerHarness) -> None:
+        """What is not there under exactly that digest is not there (I2)."""
+        backend = harness.attach()
+        ports = host_ports()
+        backend.pull(harness.image, progress=lambda *_: None, stop=ports.stop)
+        assert isinstance(backend.image(harness.image), Present)
+        wrong = harness.image[:-64] + "0" * 64
+        assert backend.image(wrong) == Absent()
+        with pytest.raises(ImageUnavailable):
+            backend.pull(wrong, progress=lambda *_: None, stop=ports.stop)
+        assert backend.image(wrong) == Absent()
+
+    def test_the_volumes_of_an_image_are_covered(
+        self, harness: ContainerHarness, test_images: Mapping[str, str]
+    ) -> None:
+        """A VOLUME of the image would be unbounded and outlive the container: tmpfs of a fixed size lies over it."""
+        backend = harness.attach()
+        spec = harness.spec("a1")
+        image = test_images["busybox-volume"]
+        backend.pull(image, progress=lambda *_: None, stop=host_ports().stop)
+        target = builders.target(mode="container", backend=harness.name, image=image, environment=None)
+        spec = replace(spec, target=target, launch=Launch(("sleep", "100"), {}))
+        backend.create(spec)
+        backend.start(spec.name)
+        detail = harness.api.api.inspect_container(spec.name)
+        volumes = detail["Config"].get("Volumes") or {}
+        declared = harness.api.api.inspect_image(image)["Config"]["Volumes"]
+        assert declared
+        assert all(path in detail["HostConfig"]["Tmpfs"] for path in {*declared, *volumes})
+        assert not [mount for mount in detail["Mounts"] if mount["Type"] == "volume"]
+
+    def test_a_memory_hog_is_ended(self, harness: ContainerHarness) -> None:
+        """The memory limit is real: allocating beyond it ends the engine, and only it (I10)."""
+        spec = harness.spec("a1")
+        target = spec.target.model_copy(
+            update={"resources": spec.target.resources.model_copy(update={"memory": 64 * 2**20})}
+        )
+        code = "x = bytearray(512 * 2**20); x[::4096] = b'1' * len(x[::4096])"
+        spec = replace(spec, target=target, launch=Launch(("/usr/bin/python3", "-c", code), {}))
+        backend = harness.attach()
+        backend.create(spec)
+        backend.start(spec.name)
+        seen = await_exit(backend, spec)
+        assert seen.exit_code not in (None, 0)
+
+    def test_an_engine_that_is_not_there_is_unknown(self, harness: ContainerHarness) -> None:
+        """No socket is no answer, never an empty list (I3)."""
+        lost = ContainerEngine(
+            harness.name, socket="/nonexistent.sock", network="testnet", node_id="a", ports=host_ports()
+        )
+        with pytest.raises(BackendUnavailable):
+            lost.list()
+
+
+@pytest.mark.docker
+class TestDocker(ContainerContract):
+    """A real Docker engine."""
+
+    @pytest.fixture
+    def harness(self, tmp_path: Path, docker_host: str, test_images: Mapping[str, str]) -> Iterator[ContainerHarness]:
+        """A node of its own on the machine's engine."""
+        harness = ContainerHarness(tmp_path, "docker", docker_host, test_images["base"])
+        yield harness
+        harness.close()
+
+
+@pytest.mark.podman
+class TestPodman(ContainerContract):
+    """Podman's Docker-compatible service."""
+
+    @pytest.fixture
+    def harness(self, tmp_path: Path, podman_host: str, test_images: Mapping[str, str]) -> Iterator[ContainerHarness]:
+        """A node of its own on the machine's engine."""
+        harness = ContainerHarness(tmp_path, "podman", podman_host, test_images["base"])
+        yield harness
+        harness.close()

@@ -1,0 +1,104 @@
+"""The daemon as a real process: it notices a commit, reads its configuration again, and leaves when it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from reconciler.cli.main import cli
+from schemas.digests import digest_bytes
+from tests.desired_state import network
+from tests.desired_state.network import Repository, snapshot_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PATIENCE = 60.0
+YEARS = 3650.0
+
+
+def eventually(check: Callable[[], bool], what: str) -> None:
+    """Look until it is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not check():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Repository:
+    """A network whose documents are valid for as long as these tests will live."""
+    made = Repository(tmp_path / "origin")
+    made.put_trust(1, network.trust_text(expires=YEARS), (1, 2))
+    made.put_model()
+    made.put_snapshot(snapshot_text(expires=YEARS))
+    made.commit()
+    return made
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, origin: Repository) -> Iterator[subprocess.Popen[bytes]]:
+    """`reconcile --watch` on a node without an assignment. It polls once an hour: what it notices, it was told."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(
+            [
+                *("init", "--network", "testnet", "--repository", origin.url, "--yes", "--backend", "native"),
+                *("--trust", digest_bytes(network.trust_text(expires=YEARS))),
+                *("--state-dir", str(tmp_path / "state"), "--config", str(tmp_path / "node.yaml")),
+            ],
+            prog_name="reconcile",
+        )
+    assert ended.value.code == 0
+    command = [sys.executable, "-m", "reconciler.cli.main", "--watch", "--interval", "1h"]
+    env = {**os.environ, "RECONCILE_CONFIG": str(tmp_path / "node.yaml")}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def status(folder: Path) -> dict[str, object]:
+    """What the daemon has published; empty before the first time."""
+    path = folder / "state" / "status.json"
+    return json.loads(path.read_bytes()) if path.exists() else {}
+
+
+def sequence(folder: Path) -> int:
+    """Sequence of the snapshot that is in force."""
+    seen = status(folder).get("snapshot")
+    return int(seen["sequence"]) if isinstance(seen, dict) else 0
+
+
+def test_a_daemon_from_start_to_end(tmp_path: Path, origin: Repository, daemon: subprocess.Popen[bytes]) -> None:
+    """A commit, SIGHUP after a change of the configuration, a second reconciler, SIGTERM: each as promised."""
+    eventually(lambda: sequence(tmp_path) == 1, "the first pass is published")
+    before = (origin.folder / "networks/testnet/snapshot.v1alpha1.yaml").read_bytes()
+    for old in (origin.folder / "networks/testnet/snapshot.sigs").glob("*"):
+        old.unlink()
+    origin.put_snapshot(snapshot_text(2, previous=before, expires=YEARS))
+    origin.commit()
+    eventually(lambda: sequence(tmp_path) == 2, "a commit on this machine is noticed long before the next poll")
+
+    config = tmp_path / "node.yaml"
+    config.write_text(config.read_text() + "labels: {rack: r1}\n")
+    daemon.send_signal(signal.SIGHUP)
+    eventually(lambda: status(tmp_path).get("labels") == {"rack": "r1"}, "the configuration is read again")
+
+    once = [sys.executable, "-m", "reconciler.cli.main", "--config", str(config)]
+    second = subprocess.run(once, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert second.returncode == 1
+    assert "StateLocked" in second.stderr
+
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(PATIENCE) == 0
+    assert daemon.stderr is not None
+    log = daemon.stderr.read().decode()
+    assert "SourceVerified True Verified" in log
+    assert "Traceback" not in log

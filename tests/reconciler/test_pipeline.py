@@ -1,0 +1,380 @@
+"""Passes over a whole node on simulated parts: convergence, the way back, crashes."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.engines.simulated import ENVIRONMENT
+from schemas.errors import Expired, SignaturesPending, SourceUnreachable, StalePlan, ThresholdNotMet
+from tests.support.builders import assignment, hardware, manifest_digest, model, runtime, snapshot
+from tests.support.simulated_node import CrashError, FixedHardware, Recorder, SimulatedNode, conditions, states
+
+V1 = snapshot()
+V2 = snapshot(models=(model(), model(version="v2", name="m")), assignments=(assignment("m:v2"),), sequence=2)
+
+
+def versions(*names: str, serve: str, sequence: int, **spec: Any) -> Any:
+    """A snapshot of several models, each with a probe of its own."""
+    models = tuple(model(name) for name in names)
+    return snapshot(models=models, assignments=(assignment(f"{serve}:v1"),), sequence=sequence, **spec)
+
+
+A = versions("a", serve="a", sequence=1)
+B = versions("a", "b", serve="b", sequence=2)
+C = versions("a", "b", "c", serve="c", sequence=3)
+
+
+@pytest.fixture
+def simulated(tmp_path: Path) -> SimulatedNode:
+    """A fresh node."""
+    return SimulatedNode(tmp_path / "state")
+
+
+def test_first_pass_ends_ready(simulated: SimulatedNode) -> None:
+    """From nothing to a served, validated model in one pass; the next has nothing to do (I2)."""
+    result = simulated.run(A)
+    assert (result.exit_code, simulated.serving(), states(result)) == (0, ["a:v1"], {"a:v1": "Active"})
+    assert conditions(result)["Ready"] == "True"
+    again = simulated.run()
+    assert again.outcomes == ()
+    assert again.exit_code == 0
+
+
+def test_swap_and_the_old_model_stays_active(simulated: SimulatedNode) -> None:
+    """After a swap the new model serves, and never did two run at once (I3)."""
+    simulated.run(A)
+    result = simulated.run(B)
+    assert (result.exit_code, simulated.serving()) == (0, ["b:v1"])
+    assert states(result) == {"a:v1": "Active", "b:v1": "Active"}
+    assert simulated.room.most_running == 1
+
+
+def test_wrong_bytes_are_refused_and_what_serves_goes_on(simulated: SimulatedNode) -> None:
+    """A model whose bytes do not match is never started; the old one is not even stopped (I2, I4)."""
+    simulated.run(A)
+    served = simulated.room.running()
+    simulated.shelf.corrupt_sources.add(manifest_digest("b:v1"))
+    result = simulated.run(B)
+    assert result.exit_code == 6
+    assert simulated.room.running() == served
+    assert states(result)["b:v1"] == "Failed"
+    assert result.status.held[0].reason == "ModelCorrupt"
+
+
+def test_repaired_mirror_is_tried_again_after_the_backoff(simulated: SimulatedNode) -> None:
+    """A hash failure downloads again, with backoff, without a person (I5)."""
+    simulated.run(A)
+    simulated.shelf.corrupt_sources.add(manifest_digest("b:v1"))
+    simulated.run(B)
+    fetched = simulated.shelf.fetched
+    simulated.shelf.corrupt_sources.clear()
+    simulated.run()
+    assert simulated.shelf.fetched == fetched, "nothing is fetched before its time"
+    simulated.later(minutes=1)
+    assert simulated.run().exit_code == 0
+    assert simulated.serving() == ["b:v1"]
+
+
+def test_failed_probe_goes_back_and_is_not_repeated(tmp_path: Path) -> None:
+    """A model that answers wrongly is replaced by the last known good in the same pass, and remembered (I5)."""
+    simulated = SimulatedNode(tmp_path / "state", lies=frozenset({manifest_digest("b:v1")}))
+    simulated.run(A)
+    result = simulated.run(B)
+    assert result.exit_code == 6
+    assert simulated.serving() == ["a:v1"]
+    assert states(result) == {"a:v1": "Active", "b:v1": "Failed"}
+    assert conditions(result)["RolledBack"] == "True"
+    assert simulated.run().outcomes == ()
+    assert simulated.run(C).exit_code == 0, "another subject is tried"
+    assert simulated.serving() == ["c:v1"]
+
+
+def test_failed_start_goes_back(simulated: SimulatedNode) -> None:
+    """An engine that ends while starting leads to the last known good as well (I5)."""
+    simulated.run(A)
+    simulated.room.bad_starts.add("b:v1")
+    result = simulated.run(B)
+    assert simulated.serving() == ["a:v1"]
+    condition = result.status.condition("RolledBack")
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("True", "StartFailed")
+
+
+def test_first_model_that_fails_is_stalled_and_nothing_serves(tmp_path: Path) -> None:
+    """Without a last known good there is no way back: stalled, loudly, and nothing unproven serves (I2, I5)."""
+    simulated = SimulatedNode(tmp_path / "state", lies=frozenset({manifest_digest("a:v1")}))
+    result = simulated.run(A)
+    assert (result.exit_code, simulated.serving()) == (6, [])
+    assert conditions(result)["Stalled"] == "True"
+
+
+def test_killed_engine_comes_back_validated(simulated: SimulatedNode) -> None:
+    """A dead engine is replaced and validated again, and the pass calls it drift that was repaired."""
+    simulated.run(A)
+    name = simulated.room.running()[0].name
+    simulated.room.kill(name)
+    result = simulated.run()
+    assert (result.exit_code, simulated.serving()) == (0, ["a:v1"])
+    assert [outcome.action.kind for outcome in result.outcomes] == ["stop-instance", "start-instance", "validate-model"]
+    drifted = result.status.condition("Drifted")
+    assert drifted is not None
+    assert drifted.reason == "Repaired"
+
+
+def test_crash_loop_ends_in_stalled(simulated: SimulatedNode) -> None:
+    """An engine that dies again and again is not restarted for ever; later it gets another chance."""
+    simulated.run(A)
+    for _ in range(4):
+        simulated.room.kill(simulated.room.running()[0].name)
+        simulated.run()
+    simulated.room.kill(simulated.room.running()[0].name)
+    result = simulated.run()
+    assert simulated.serving() == []
+    assert conditions(result)["Stalled"] == "True"
+    assert result.status.held[0].reason == "CrashLooping"
+    simulated.later(minutes=11)
+    simulated.run()
+    assert simulated.serving() == ["a:v1"]
+
+
+def test_changed_files_are_verified_and_a_bad_disk_is_repaired(simulated: SimulatedNode) -> None:
+    """Bytes that may have changed are hashed; bytes that did are quarantined and fetched again (I2)."""
+    simulated.run(A)
+    digest = manifest_digest("a:v1")
+    simulated.shelf.touch(digest)
+    assert [outcome.action.kind for outcome in simulated.run().outcomes] == ["verify-model"]
+    simulated.shelf.touch(digest)
+    simulated.shelf.corrupt_disk.add(digest)
+    result = simulated.run()
+    assert simulated.shelf.quarantined == [digest]
+    assert states(result)["a:v1"] == "Failed"
+    simulated.later(minutes=1)
+    assert simulated.run().exit_code == 0
+    assert states(simulated.run())["a:v1"] == "Active"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SourceUnreachable("no route to host"), 0),
+        (SignaturesPending("1 of 2"), 0),
+        (ThresholdNotMet("1 of 2"), 3),
+        (Expired("yesterday"), 3),
+    ],
+)
+def test_a_bad_source_never_stops_what_serves(simulated: SimulatedNode, error: Any, code: int) -> None:
+    """Whatever is wrong with the source, the last known good serves on, and the condition says why (I6)."""
+    simulated.run(A)
+    simulated.source_error = error
+    result = simulated.run()
+    assert (result.exit_code, simulated.serving()) == (code, ["a:v1"])
+    condition = result.status.condition("SourceVerified")
+    assert condition is not None
+    assert (condition.status != "True", condition.reason) == (True, error.reason)
+
+
+def test_unavailable_backend_changes_nothing(simulated: SimulatedNode) -> None:
+    """While the backend cannot be seen nothing is started; once it can, the node converges (I3)."""
+    simulated.run(A)
+    simulated.room.unavailable = "connection refused"
+    result = simulated.run(B)
+    assert result.exit_code == 6
+    assert result.status.held[0].reason == "BackendUnavailable"
+    simulated.room.unavailable = ""
+    assert simulated.run().exit_code == 0
+    assert simulated.serving() == ["b:v1"]
+
+
+def test_suspended_node_says_so_and_resumes(simulated: SimulatedNode) -> None:
+    """Suspension holds the change, with its own exit code; resuming lets it through."""
+    simulated.run(A)
+    simulated.journal.set_fact("suspended", "maintenance")
+    result = simulated.run(B)
+    assert (result.exit_code, simulated.serving()) == (5, ["a:v1"])
+    simulated.journal.set_fact("suspended", "")
+    assert simulated.run().exit_code == 0
+
+
+def test_withdrawn_model_is_stopped_even_if_nothing_serves_then(simulated: SimulatedNode) -> None:
+    """A withdrawn digest stops at once (I6)."""
+    simulated.run(A)
+    gone = versions("a", serve="a", sequence=2, withdrawn=({"digest": manifest_digest("a:v1"), "reason": "poisoned"},))
+    result = simulated.run(gone)
+    assert simulated.serving() == []
+    assert result.exit_code == 6
+
+
+def test_unlisted_model_goes_after_its_grace_of_running_time(simulated: SimulatedNode) -> None:
+    """Removal waits for running time: a long gap between passes counts for little (I8)."""
+    only_b = versions("b", serve="b", sequence=2, policy={"gc": {"grace": "5m"}})
+    simulated.run(A)
+    simulated.run(only_b)
+    simulated.later(days=3)
+    simulated.run()
+    assert manifest_digest("a:v1") in simulated.shelf.stored
+    for _ in range(4):
+        simulated.later(minutes=2)
+        simulated.run()
+    assert manifest_digest("a:v1") not in simulated.shelf.stored
+    assert simulated.serving() == ["b:v1"]
+
+
+def test_disabled_model_is_inactive_and_comes_back_without_a_download(simulated: SimulatedNode) -> None:
+    """Inactive is a state of configuration: the bytes stay, and so does the proof."""
+    simulated.run(A)
+    simulated.run(B)
+    document = snapshot(
+        models=(model("a", state="inactive"), model("b")), assignments=(assignment("b:v1"),), sequence=3
+    )
+    assert states(simulated.run(document))["a:v1"] == "Inactive"
+    fetched = simulated.shelf.fetched
+    assert states(simulated.run(versions("a", "b", serve="b", sequence=4)))["a:v1"] == "Active"
+    assert simulated.shelf.fetched == fetched
+
+
+def test_saved_plan_runs_only_if_it_is_still_the_same(simulated: SimulatedNode) -> None:
+    """What was shown is what runs; anything else is stale."""
+    simulated.run(A)
+    simulated.offer(B)
+    simulated.reconciler._source.refresh(simulated.clock.now())
+    from reconciler.planner import plan
+
+    accepted = simulated.journal.accepted()
+    assert accepted is not None
+    desired, observed = simulated.node.look(accepted.digest)
+    saved = plan(desired, observed, simulated.config, simulated.clock.now())
+    simulated.room.kill(simulated.room.running()[0].name)
+    with pytest.raises(StalePlan):
+        simulated.reconciler.run_pass(expected=saved)
+    desired, observed = simulated.node.look(accepted.digest)
+    fresh = plan(desired, observed, simulated.config, simulated.clock.now())
+    assert simulated.reconciler.run_pass(expected=fresh).exit_code == 0
+    assert simulated.serving() == ["b:v1"]
+
+
+def test_status_is_published_for_readers(simulated: SimulatedNode) -> None:
+    """Readers see what the pass reported, from a file, atomically written."""
+    from reconciler.published import read_status
+
+    result = simulated.run(A)
+    assert read_status(simulated.node.state) == result.status
+
+
+def test_idle_pass_writes_nothing(simulated: SimulatedNode) -> None:
+    """A pass with nothing to do leaves journal and status untouched."""
+    simulated.run(A)
+    simulated.run()
+    before = simulated.journal._db.total_changes
+    stamp = simulated.node.state.status.stat().st_mtime_ns
+    simulated.run()
+    assert simulated.journal._db.total_changes == before
+    assert simulated.node.state.status.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_crash_between_any_two_steps_converges(tmp_path: Path, lies: bool) -> None:
+    """The agent dies before and after every action of a swap and of a rollback; the next run converges (I3, I7)."""
+    bad = frozenset({manifest_digest("b:v1")}) if lies else frozenset()
+    expected = "a:v1" if lies else "b:v1"
+    point = 0
+    crashed = True
+    while crashed:
+        point += 1
+        simulated = SimulatedNode(tmp_path / f"{point}", lies=bad)
+        simulated.run(A)
+        simulated.recorder = Recorder(crash_at=point)
+        simulated.restart()
+        crashed = False
+        try:
+            simulated.run(B)
+        except CrashError:
+            crashed = True
+        simulated.recorder = Recorder()
+        simulated.restart()
+        simulated.run()
+        assert simulated.serving() == [expected], f"after a crash at point {point}"
+        assert simulated.room.most_running == 1
+        assert len(simulated.room.instances) == 1, "nothing is orphaned"
+    assert point > 8
+
+
+NAMES = ("a", "b", "c")
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> list[tuple[str, Any]]:
+    """A history: snapshots and mishaps in any order."""
+    steps: list[tuple[str, Any]] = []
+    for sequence in range(1, draw(st.integers(2, 6)) + 1):
+        listed = draw(st.sets(st.sampled_from(NAMES), min_size=1))
+        serve = draw(st.sampled_from(sorted(listed)))
+        context = draw(st.sampled_from((512, 2048)))
+        document = snapshot(
+            models=tuple(model(name) for name in sorted(listed)),
+            runtimes=(runtime(engineArgs={"contextSize": context}),),
+            assignments=(assignment(f"{serve}:v1"),),
+            sequence=sequence,
+        )
+        steps.append(("snapshot", document))
+        mishaps = ("kill", "touch", "restart", "later", "unreachable", "corrupt", "nothing")
+        steps.append((draw(st.sampled_from(mishaps)), draw(st.sampled_from(NAMES))))
+    return steps
+
+
+def _mishap(simulated: SimulatedNode, what: str, name: str) -> None:
+    digest = manifest_digest(f"{name}:v1")
+    simulated.shelf.unreachable = what == "unreachable"
+    if what == "kill" and simulated.room.running():
+        simulated.room.kill(simulated.room.running()[0].name)
+    elif what == "touch" and digest in simulated.shelf.stored:
+        simulated.shelf.touch(digest)
+    elif what == "restart":
+        simulated.restart()
+    elif what == "later":
+        simulated.later(hours=7)
+    elif what == "corrupt":
+        simulated.shelf.corrupt_sources ^= {digest}
+
+
+@settings(max_examples=60, deadline=None)
+@given(history=worlds(), lies=st.sets(st.sampled_from(NAMES), max_size=2))
+def test_plan_after_apply_is_empty(history: list[tuple[str, Any]], lies: set[str]) -> None:
+    """Whatever happened before: once a pass has ended, planning again finds nothing to do (and one runtime at most)."""
+    with tempfile.TemporaryDirectory() as folder:
+        wrong = frozenset(manifest_digest(f"{name}:v1") for name in lies)
+        simulated = SimulatedNode(Path(folder) / "state", lies=wrong)
+        for what, value in history:
+            if what == "snapshot":
+                simulated.offer(value)
+            else:
+                _mishap(simulated, what, value)
+            simulated.run()
+            assert simulated.run().plan.actions == ()
+            assert simulated.room.most_running <= 1
+            for served in simulated.room.running():
+                target = simulated.room.specs[served.name].target
+                assert target.manifest not in wrong, "nothing that failed its probe goes on serving (I2)"
+        simulated.journal.close()
+
+
+def test_environment_of_the_native_engine_is_part_of_the_target(simulated: SimulatedNode) -> None:
+    """What serves is bound to the installed engine, so an upgraded one is validated anew (I2)."""
+    simulated.run(A)
+    good = simulated.journal.memory(starts_since=simulated.clock.now()).last_known_good
+    assert good is not None
+    assert good.target.environment == ENVIRONMENT
+
+
+def test_changed_accelerator_voids_the_proof(simulated: SimulatedNode) -> None:
+    """A receipt from one machine does not speak for another: the model is validated again (I2)."""
+    simulated.run(A)
+    simulated.machine = FixedHardware(replace(hardware(), processor="Another CPU"))
+    simulated.restart()
+    assert [outcome.action.kind for outcome in simulated.run().outcomes] == ["validate-model"]
