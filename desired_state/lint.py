@@ -172,7 +172,7 @@ def _assignments(document: SnapshotDocument) -> Iterator[Finding]:
             yield Finding("warning", "Unreachable", where, f"{caught} catches every node before it")
         selector = assignment.selector
         everyone = not selector.match_labels and not selector.match_expressions
-        if everyone and (assignment.rollout is None or assignment.rollout.percent == 100):  # noqa: PLR2004 - per cent
+        if everyone and document.spec.share(assignment.rollout) == 100:  # noqa: PLR2004 - per cent
             caught = caught or where
     if document.spec.assignments and caught is None:
         text = "a node that matches no assignment keeps what it has; there is none for every node"

@@ -164,6 +164,8 @@ class Plan(Document):
     """Made from an unverified snapshot: can be read, never applied."""
     observation: Digest
     """Fingerprint of what was observed; volatile readings are left out."""
+    outside_window: bool = False
+    """A person wants it outside the maintenance windows."""
     actions: tuple[Action, ...]
     held: tuple[Held, ...] = ()
     trace: tuple[Explanation, ...] = ()

@@ -37,7 +37,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON w
 # --- the pass and the daemon --------------------------------------------------------------------------------------
 
 
-def run_pass(*, config_file: str | None, watch: bool, interval: int | None, as_json: bool) -> int:
+def run_pass(*, config_file: str | None, watch: bool, interval: int | None, ignore_window: bool, as_json: bool) -> int:
     """One pass, or passes until stopped; returns the exit code."""
     gc.enable()
     from reconciler.watch import Wake
@@ -49,7 +49,7 @@ def run_pass(*, config_file: str | None, watch: bool, interval: int | None, as_j
         return _watch(path, wake, interval, as_json=as_json)
     config = wiring.load_config(path)
     with _state(config).lock(), _opened(config, wake, as_json=as_json) as (reconciler, _):
-        result = reconciler.run_pass()
+        result = reconciler.run_pass(ignore_windows=ignore_window)
     _report(result, as_json=as_json)
     return result.exit_code
 
@@ -143,10 +143,18 @@ def _report(result: PassResult, *, as_json: bool) -> None:
 @click.option(
     "--snapshot", "draft", type=click.Path(exists=True, file_okay=False), help="Plan an unsigned working copy."
 )
-def plan(config_file: str | None, as_json: bool, out: str | None, detailed_exitcode: bool, draft: str | None) -> None:
+@click.option("--ignore-window", is_flag=True, help="Plan as if every maintenance window were open.")
+def plan(
+    config_file: str | None,
+    as_json: bool,
+    out: str | None,
+    detailed_exitcode: bool,
+    draft: str | None,
+    ignore_window: bool,
+) -> None:
     """Show what would be done, and why. Changes nothing."""
     config = wiring.load_config(wiring.config_path(config_file))
-    made, refusal = _make_plan(config, draft)
+    made, refusal = _make_plan(config, draft, ignore_windows=ignore_window)
     if out is not None:
         Path(out).write_text(made.to_json() + "\n", encoding="utf-8")
     if as_json:
@@ -164,7 +172,9 @@ def plan(config_file: str | None, as_json: bool, out: str | None, detailed_exitc
         sys.exit(2 if made.actions else 5)
 
 
-def _make_plan(config: NodeConfig, folder: str | None) -> tuple[Plan, Exception | None]:
+def _make_plan(
+    config: NodeConfig, folder: str | None, *, ignore_windows: bool = False
+) -> tuple[Plan, Exception | None]:
     from tempfile import TemporaryDirectory
 
     from reconciler.planner import plan as make
@@ -181,7 +191,7 @@ def _make_plan(config: NodeConfig, folder: str | None) -> tuple[Plan, Exception 
                 seen = preview(config, journal, ports=ports, scratch=git, agent=wiring.agent_version(), now=now)
         node = wiring.build_node(config, journal, ports=ports, progress=_silent, overlay=seen.documents)
         desired, observed = node.look(seen.digest, verified=seen.verified, cleared=seen.cleared)
-        return make(desired, observed, config, now), seen.refusal
+        return make(desired, observed, config, now, ignore_windows=ignore_windows), seen.refusal
 
 
 def _silent(subject: str, done: int, total: int) -> None:

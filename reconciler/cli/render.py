@@ -80,6 +80,8 @@ def plan_text(plan: Plan) -> str:
         lines.append("No changes." if not plan.held else "No changes now.")
     else:
         lines += ["", _count(plan, swap=swap), *_costs(plan)]
+        if plan.outside_window:
+            lines.append(paint("Outside its maintenance window: applied only because a person says so.", "yellow"))
     lines += _held_lines(plan.held)
     if plan.draft:
         lines += ["", paint("A draft: the snapshot was not verified. It can be read, never applied.", "yellow")]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reconciler.kinds.base import Kind
+from reconciler.kinds.base import Kind, waits
 from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW, Note
 from reconciler.target import withdrawn
-from reconciler.windows import is_open, next_opening
 from runtime.interfaces import SOCKET_NAME, InstanceSpec
 from runtime.starting import start_instance
 from schemas.observation import Present, Unknown
@@ -156,13 +155,8 @@ def _may_start(situation: Situation, draft: Draft, target: ServingTarget, *, ser
     if draft.blocked:
         draft.explain("runtime", "waits for what it needs: what serves goes on")
         return False
-    if serving and situation.desired.document is not None and situation.choice.role == "desired":
-        windows = situation.desired.document.spec.policy.windows
-        if not windows.urgent and not is_open(windows.swap, situation.now):
-            until = next_opening(windows.swap, situation.now)
-            draft.hold("runtime", "OutsideWindow", "the swap waits for its window", until)
-            return False
-    return True
+    swaps = serving and situation.choice.role == "desired"
+    return not (swaps and waits(situation, draft, "swap", "runtime", "the swap waits for its window"))
 
 
 def _stop(item: Instance, cause: str, drain: int, needs: tuple[str, ...]) -> StopInstance:
