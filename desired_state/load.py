@@ -172,6 +172,18 @@ def load_model(files: DocumentFiles, spec: ModelSpec) -> LoadedModel:
     return load_models(files, [spec])[spec.manifest.digest]
 
 
+def load_manifests(files: DocumentFiles, specs: Iterable[ModelSpec]) -> dict[str, ManifestDocument]:
+    """The manifests alone, by digest: sizes are all that a plan for another node asks of them.
+
+    Raises:
+        MissingDocument, LimitExceeded, DigestMismatch: as `read_bound`.
+        MalformedDocument: not a manifest, or of another model.
+    """
+    wanted = list(specs)
+    contents = read_bounds(files, [(spec.manifest, reader.MANIFEST_LIMIT) for spec in wanted])
+    return {spec.manifest.digest: _manifest_of(spec, contents[spec.manifest.digest]) for spec in wanted}
+
+
 def load_models(
     files: DocumentFiles, specs: Iterable[ModelSpec], *, known: Container[str] = ()
 ) -> dict[str, LoadedModel]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from desired_state.document import SNAPSHOT_LIMIT, load
-from desired_state.files import FolderFiles
 from desired_state.layout import snapshot_file
 from reconciler.journal import StoredDocument
 from reconciler.source import (
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from desired_state.files import DocumentFiles
     from reconciler.journal import Journal
     from schemas.node import NodeConfig
     from schemas.ports import Ports
@@ -49,14 +49,13 @@ class Preview:
     """Why what the repositories show cannot be believed, or could not be seen."""
 
 
-def preview_folder(config: NodeConfig, folder: Path) -> Preview:
-    """A working copy: read and checked like any other, but signed by nobody.
+def preview_files(config: NodeConfig, files: DocumentFiles) -> Preview:
+    """A working copy or a commit of one: read and checked like any other, but its signatures are not asked for.
 
     Raises:
         DocumentError: a document is not what it must be.
         WrongNetwork: it is another network's.
     """
-    files = FolderFiles(folder)
     path = snapshot_file(config.network)
     content = files.read(path, SNAPSHOT_LIMIT)
     document = load(content, SnapshotDocument, file=path, limit=SNAPSHOT_LIMIT)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
+from schemas.fleet import FleetPlan
 from schemas.manifest import ManifestDocument
 from schemas.node import NodeConfig
 from schemas.plan import Plan
@@ -39,6 +40,7 @@ DOCUMENTS: Final[dict[str, type[BaseModel]]] = {
     "node": NodeConfig,
     "plan": Plan,
     "status": NodeStatus,
+    "fleet": FleetPlan,
 }
 """Every published document, by the name that `reconcile schema print` takes."""
 

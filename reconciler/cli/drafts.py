@@ -141,6 +141,9 @@ def serve(
         _listed(document, model)
     if runtime not in _names(document, "runtimes"):
         raise UsageError(f"there is no runtime {runtime!r}", hint="`reconcile runtime set` adds one")
+    if wave is not None and wave not in _names(document, "waves"):
+        hint = f"""reconcile snapshot set spec.waves '[{{"name": "{wave}", "percent": "5%"}}]'"""
+        raise UsageError(f"there is no wave {wave!r}", hint=hint)
     selector = {"matchLabels": dict(_pair(label) for label in labels)} if labels else {}
     reached = {"wave": wave} if wave is not None else {"percent": f"{percent}%"}
     share = {**reached, "key": rollout} if rollout is not None else None

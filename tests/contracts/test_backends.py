@@ -264,7 +264,7 @@ class TestNative(RealBackendContract):
 
     @pytest.mark.parametrize("stranger", ["session", "namespace", "init"])
     def test_an_id_that_was_used_again_is_left_alone(self, harness: NativeHarness, stranger: str) -> None:
-        """A session that another process leads, or nobody seen from here, is a stranger's: it survives the stop (I8)."""
+        """A session that another process leads, or nobody seen from here, is a stranger's: the stop spares it (I8)."""
         spec = harness.spec("a1")
         backend = harness.attach()
         run(harness, backend, spec)
