@@ -129,6 +129,21 @@ def test_killed_engine_comes_back_validated(simulated: SimulatedNode) -> None:
     assert drifted.reason == "Repaired"
 
 
+def test_the_socket_folder_of_a_start_that_never_was_goes(simulated: SimulatedNode) -> None:
+    """An agent that died between a folder and its instance leaves nothing for ever (I7), and takes nothing else."""
+    run = simulated.node.state.run
+    orphan, other, serving = (
+        run / "reconcile-testnet-0a0b0c0d0e0f",
+        run / "reconcile-mainnet-0a0b0c0d0e0f",
+        run / "front",
+    )
+    for folder in (orphan, other, serving):
+        folder.mkdir(parents=True)
+    simulated.run(A)
+    (name,) = [item.name for item in simulated.room.running()]
+    assert {path.name for path in run.iterdir()} == {other.name, serving.name, name}
+
+
 def test_crash_loop_ends_in_stalled(simulated: SimulatedNode) -> None:
     """An engine that dies again and again is not restarted for ever; later it gets another chance."""
     simulated.run(A)
