@@ -74,18 +74,27 @@ def choose(results: Sequence[RepositoryResult]) -> Choice:
     return Choice(highest, winner.url, winner.commit, tuple((url, error) for url, error in others if error is not None))
 
 
+def beside(results: Sequence[RepositoryResult]) -> tuple[ReconcileError, ...]:
+    """What is wrong with repositories that have no valid snapshot, beside one that shows what is in force already."""
+    return tuple(_lagging(result.url, result.error) for result in results if result.error is not None)
+
+
 def _complaint(result: RepositoryResult, highest: Snapshot) -> ReconcileError | None:
     """What is wrong with a repository that did not win, None if nothing is."""
     if result.snapshot is not None:
         if result.snapshot.position == highest.position:
             return None
         return _stale(result.url, result.snapshot.position[1], highest)
-    if isinstance(result.error, RollbackAttack):
-        # Alone it would be an attack; beside a repository that is up to date it is a mirror that is not.
-        stale = StaleSource(f"{result.url} lags behind: {result.error.message}")
-        stale.__cause__ = result.error
-        return stale
-    return result.error
+    return _lagging(result.url, result.error) if result.error is not None else None
+
+
+def _lagging(url: str, error: ReconcileError) -> ReconcileError:
+    """Alone a rollback would be an attack; beside a repository that is up to date it is a mirror that is not."""
+    if not isinstance(error, RollbackAttack):
+        return error
+    stale = StaleSource(f"{url} lags behind: {error.message}")
+    stale.__cause__ = error
+    return stale
 
 
 def _stale(url: str, sequence: int, highest: Snapshot) -> StaleSource:

@@ -13,14 +13,17 @@
     |  `- ModelCorrupt, ImageUnavailable, StartFailed, NotReadyInTime, ValidationFailed, Incompatible, IsolationRefused
     `- Operational           exit 1   a person has to act
        `- ConfigError, StateLocked, NoSpace, StalePlan (exit 4), StateCorrupt, NotInitialised, KeyLocked,
-          UsageError (exit 64)
+          ClockBehind, UsageError (exit 64)
 
 The message is for people and may change; `reason` is for programs and does not.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 RetryPolicy = Literal["backoff", "on-change", "operator"]
 
@@ -85,6 +88,11 @@ class Expired(NotTrusted):
 
 class NotYetValid(NotTrusted):
     """`issuedAt` lies in the future."""
+
+    def __init__(self, message: str, *, begins: datetime | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.begins = begins
+        """When it is worth another look; None where that is not known."""
 
 
 class RollbackAttack(NotTrusted):
@@ -247,6 +255,10 @@ class StateCorrupt(Operational):
     """The state directory holds something this agent did not write."""
 
 
+class ClockBehind(Operational):
+    """This machine's clock is behind what was accepted already: reported, and never a reason to check less."""
+
+
 class NoSpace(Operational):
     """The disk cannot hold what is planned."""
 
@@ -263,3 +275,21 @@ class UsageError(Operational):
     """The command line asks for something that does not exist."""
 
     exit_code = 64
+
+
+# --- by name ------------------------------------------------------------------------------------------------------
+
+
+def reasons() -> dict[str, type[ReconcileError]]:
+    """Every reason that can be given, by name, in the order of this file. Groups such as `NotTrusted` are none."""
+    found: dict[str, type[ReconcileError]] = {}
+
+    def collect(cls: type[ReconcileError]) -> None:
+        below = [item for item in cls.__subclasses__() if item.__module__ == __name__]
+        if not below:
+            found[cls.__name__] = cls
+        for item in below:
+            collect(item)
+
+    collect(ReconcileError)
+    return found

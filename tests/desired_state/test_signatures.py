@@ -18,14 +18,16 @@ from desired_state import document, signatures
 from schemas.digests import digest_bytes, digest_text
 from schemas.errors import InvalidSignature
 from schemas.snapshot import SnapshotDocument
+from schemas.timestamp import TimestampDocument
 from schemas.trust import TrustDocument
-from tests.desired_state.network import NOW, address, key, snapshot_text, trust_text, twin
+from tests.desired_state.network import NOW, address, key, snapshot_text, timestamp_text, trust_text, twin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SNAPSHOT = snapshot_text(7, previous=b"before", epoch=3, trust_version=2)
 TRUST = trust_text(2, previous=trust_text())
+TIMESTAMP = timestamp_text(SNAPSHOT)
 
 
 def snapshot_message(content: bytes = SNAPSHOT) -> signatures.TypedData:
@@ -51,17 +53,9 @@ def receipt_message() -> signatures.TypedData:
     )
 
 
-def timestamp_message() -> signatures.TypedData:
+def timestamp_message(content: bytes = TIMESTAMP) -> signatures.TypedData:
     """What the online key signs."""
-    return signatures.timestamp_message(
-        network="testnet",
-        epoch=1,
-        sequence=2,
-        snapshot=digest_text("s"),
-        issued_at=NOW,
-        expires_at=NOW,
-        content=b"timestamp",
-    )
+    return signatures.timestamp_message(document.load_json(content, TimestampDocument, file="t"), content)
 
 
 MESSAGES = {
