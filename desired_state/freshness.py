@@ -39,9 +39,8 @@ if TYPE_CHECKING:
 
 NEAR_SHARE: Final = 10
 NEAR_MOST: Final = timedelta(days=3)
-"""Without a timestamp, expiry is near in the last tenth of a snapshot's validity, and at most three days before its end:
-snapshots live 30 days unless told otherwise, and `reconcile snapshot lint` asks for a renewal at the same three days.
-"""
+"""Without a timestamp: expiry is near in the last tenth of a validity, and at most three days before its end. Snapshots
+live 30 days unless told otherwise, and `reconcile snapshot lint` asks for a renewal at the same three days."""
 
 _HINT: Final = "the role timestamp renews it: `reconcile snapshot timestamp`; compare with another node"
 
@@ -100,6 +99,7 @@ def accept_timestamp(
     mark: TimestampMark | None,
     network: str,
     now: datetime,
+    floor: datetime | None = None,
     file: str = "timestamp",
 ) -> TimestampMark:
     """Decide whether a timestamp may be believed.
@@ -120,7 +120,8 @@ def accept_timestamp(
         trust: current trust.
         mark: the newest accepted timestamp that still counts (see `counted`), None before the first.
         network: this node's network.
-        now: aware; read once by the caller. It counts as no earlier than the newest accepted timestamp.
+        now: aware; read once by the caller.
+        floor: `issuedAt` of the newest accepted snapshot: a clock that is behind it never loosens a check.
         file: for messages.
 
     Raises:
@@ -138,7 +139,7 @@ def accept_timestamp(
     if mark is not None:
         _check_forward(document, mark, file)
     signers = _check_signatures(document, content, signatures, role, file)
-    _check_validity(document, mark, now, file)
+    _check_validity(document, now, floor, file)
     _check_epoch(document, trust, file)
     return TimestampMark(
         issued_at=document.metadata.issued_at,
@@ -181,11 +182,11 @@ def _check_signatures(
     return tally.signers
 
 
-def _check_validity(document: TimestampDocument, mark: TimestampMark | None, now: datetime, file: str) -> None:
+def _check_validity(document: TimestampDocument, now: datetime, floor: datetime | None, file: str) -> None:
     metadata = document.metadata
     if metadata.issued_at > now + CLOCK_SKEW:
         raise begins_later(file, metadata.issued_at)
-    if metadata.expires_at <= (now if mark is None else max(now, mark.issued_at)):
+    if metadata.expires_at <= (now if floor is None else max(now, floor)):
         raise Expired(f"{file} expired at {format_time(metadata.expires_at)}", hint=_HINT)
 
 
@@ -262,7 +263,8 @@ def doubt(
     if mark is None:
         text = f"trust version {trust.version} has a role timestamp, and no repository shows a valid timestamp{also}"
         return Doubt(FreezeSuspected(text, hint=_HINT), promised=True)
-    if mark.expires_at <= max(now, mark.issued_at):
+    # What is in force was signed by then, whatever the clock says.
+    if mark.expires_at <= max(now, in_force.issued_at):
         text = (
             f"nobody says any more which snapshot is the newest: the timestamp of {format_time(mark.issued_at)} "
             f"expired at {format_time(mark.expires_at)}{also}"

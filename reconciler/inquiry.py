@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from desired_state.choice import RepositoryResult, beside, choose
+from desired_state.choice import RepositoryResult, beside, choose, lagging
 from desired_state.freshness import accept_timestamp, clock_behind, counted, doubt, newest
 from desired_state.git_source import GitSettings, GitSource
 from desired_state.load import load_candidate, load_models, load_probes
@@ -110,7 +110,7 @@ def inquire(question: Question) -> Answer:
     found = round_.doubt(snapshot)
     clock = clock_behind(question.now, round_.latest(snapshot))
     # A broken promise says by itself what is wrong with the timestamps.
-    more = () if found is not None and found.promised else round_.timestamp_remarks()
+    more = () if found is not None and found.promised else round_.timestamp_remarks(results)
     remarks = (*([found.error] if found else ()), *complaints, *more, *([clock] if clock else ()))
     return Answer(
         snapshot=snapshot,
@@ -253,6 +253,12 @@ class _Round:
         """Whether a repository that has not moved stands behind what is in force."""
         return self._question.accepted is not None and any(look.verdict.refusal is None for look in self._unmoved)
 
+    @property
+    def _floor(self) -> datetime | None:
+        """`issuedAt` of what is in force."""
+        accepted = self._question.accepted
+        return accepted.issued_at if accepted is not None else None
+
     def _settle_trust(self) -> None:
         """The furthest trust, the documents that led there, and by repository why its chain cannot be followed."""
         question, network = self._question, self._question.config.network
@@ -293,6 +299,7 @@ class _Round:
                         mark=mark,
                         network=question.config.network,
                         now=question.now,
+                        floor=self._floor,
                         file=shown.file,
                     )
                 )
@@ -300,11 +307,18 @@ class _Round:
                 self._timestamp_errors[offer.url] = error
         return newest(found)
 
-    def timestamp_remarks(self) -> tuple[ReconcileError, ...]:
-        """What is wrong with the timestamps of some repositories, as far as anybody should hear of it."""
-        remembered = [look.verdict.timestamp.error() for look in self._unmoved if look.verdict.timestamp is not None]
-        errors = [*self._timestamp_errors.values(), *remembered]
-        return tuple(error for error in errors if not isinstance(error, SignaturesPending))
+    def _timestamp_problems(self) -> dict[str, ReconcileError]:
+        """By repository: what is wrong with its timestamp, as far as anybody should hear of it."""
+        remembered = {look.url: look.verdict.timestamp for look in self._unmoved if look.verdict.timestamp is not None}
+        errors = {**self._timestamp_errors, **{url: refusal.error() for url, refusal in remembered.items()}}
+        return {url: error for url, error in errors.items() if not isinstance(error, SignaturesPending)}
+
+    def timestamp_remarks(self, results: Sequence[RepositoryResult]) -> tuple[ReconcileError, ...]:
+        """The same, beside a timestamp that counts, of repositories of which nothing worse is said."""
+        said = {result.url for result in results if result.error is not None}
+        problems = self._timestamp_problems()
+        others = len(problems) < len(self.offers) + len(self._unmoved)
+        return tuple(lagging(url, error) if others else error for url, error in problems.items() if url not in said)
 
     def results(self) -> list[RepositoryResult]:
         """What came of each repository, but for those that show what is in force and have not moved."""
@@ -328,7 +342,7 @@ class _Round:
                 network=question.config.network,
                 now=question.now,
                 agent_version=question.agent,
-                floor=question.accepted.issued_at if question.accepted else None,
+                floor=self._floor,
                 file=offer.candidate.file,
             )
         except ReconcileError as refusal:
@@ -340,7 +354,7 @@ class _Round:
         in_force = in_force_after(snapshot, self._question)
         if in_force is None or self.trust is None:
             return None
-        problem = next(iter(self.timestamp_remarks()), None)
+        problem = next(iter(self._timestamp_problems().values()), None)
         return doubt(in_force, trust=self.trust, mark=self.timestamp, problem=problem, now=self._question.now)
 
     def latest(self, snapshot: Snapshot | None) -> datetime | None:

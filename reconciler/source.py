@@ -27,6 +27,7 @@ from schemas.errors import (
     ReconcileError,
     SignaturesPending,
     SourceUnreachable,
+    StaleSource,
 )
 
 if TYPE_CHECKING:
@@ -291,6 +292,8 @@ def _key(error: ReconcileError) -> str:
     """What tells a remark from the one before. Times in the text of a lasting one do not make it another."""
     if isinstance(error, FreezeSuspected | ClockBehind):
         return error.reason
+    if isinstance(error, StaleSource):
+        return f"{error.reason}: {error.message.partition(' ')[0]}"  # it begins with the repository
     return " ".join(f"{error.reason}: {error.message}".split())
 
 
