@@ -14,7 +14,7 @@ from schemas.reasons import PAGE, meaning, page
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("desired_state", "reconciler", "runtime", "schemas")
 
-TRUST = [
+TRUST = (
     "InvalidSignature",
     "ThresholdNotMet",
     "UnknownSigner",
@@ -33,7 +33,7 @@ TRUST = [
     "LimitExceeded",
     "MissingDocument",
     "DigestMismatch",
-]
+)
 """What may be wrong with desired state: programs of operators rely on these names."""
 
 
