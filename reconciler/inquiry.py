@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from desired_state.choice import RepositoryResult, beside, choose, lagging
 from desired_state.freshness import accept_timestamp, clock_behind, counted, doubt, newest
 from desired_state.git_source import GitSettings, GitSource
-from desired_state.load import load_candidate, load_models, load_probes
+from desired_state.load import load_candidate
 from desired_state.trust import accept_snapshot, verify_first, walk
 from desired_state.watermark import Mark
+from reconciler.documents import bound_documents
 from reconciler.journal import Accepted, StoredDocument
 from reconciler.verdicts import Refusal, Verdict, basis, begins
 from schemas.digests import digest_bytes
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from desired_state.trust import TrustLink, TrustState
     from schemas.node import NodeConfig
     from schemas.ports import Ports
-    from schemas.snapshot import SnapshotDocument
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,21 +152,6 @@ def _choose(
     return None, {}, None, left
 
 
-def bound_documents(files: DocumentFiles, document: SnapshotDocument) -> dict[str, StoredDocument]:
-    """Every manifest, pieces file and probe that a snapshot names, read, checked against its digest, and well-formed.
-
-    Raises:
-        MissingDocument, DigestMismatch, MalformedDocument, LimitExceeded: one of them is not what it must be.
-    """
-    found: dict[str, StoredDocument] = {}
-    for model in load_models(files, document.spec.models).values():
-        found[model.digest] = StoredDocument("manifest", model.content)
-        found[model.manifest.spec.pieces.digest] = StoredDocument("pieces", model.pieces, parent=model.digest)
-    for probe in load_probes(files, document.spec.models).values():
-        found[probe.digest] = StoredDocument("probe", probe.content)
-    return found
-
-
 # --- asking -------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +218,8 @@ class _Round:
         self.trust = question.trust
         self.trust_documents: dict[str, StoredDocument] = {}
         self._broken: dict[str, ReconcileError] = {}
+        self._broken_by: dict[str, TrustState | None] = {}
+        """The trust that a broken chain was held against: a later one, of another repository, may mend it."""
         self._pending: dict[str, ReconcileError | None] = {}
         self._settle_trust()
         self._timestamp_errors: dict[str, ReconcileError] = {}
@@ -272,7 +259,7 @@ class _Round:
                 walked = walk(trust, links, network=network, now=question.now)
             except ReconcileError as error:
                 self.trust = trust
-                self._broken[offer.url] = error
+                self._broken[offer.url], self._broken_by[offer.url] = error, trust
                 continue
             self.trust, self._pending[offer.url] = walked.trust, walked.pending
             for link in links:
@@ -379,7 +366,7 @@ class _Round:
                 basis=basis(
                     question.config,
                     agent=question.agent,
-                    trust=self.trust,
+                    trust=self._broken_by.get(result.url, self.trust),
                     mark=after if agrees else question.mark,
                     timestamp=self.timestamp,
                 ),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from desired_state.document import SNAPSHOT_LIMIT, load
 from desired_state.layout import snapshot_file
-from reconciler.inquiry import Question, bound_documents, git_source, inquire
+from reconciler.documents import bound_documents
+from reconciler.inquiry import Question, git_source, inquire
 from reconciler.journal import StoredDocument
 from reconciler.source import current_mark, current_timestamp, current_trust, known_verdicts
 from reconciler.state_dir import StateDir

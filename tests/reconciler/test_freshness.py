@@ -437,3 +437,20 @@ def test_several_commits_at_once_are_no_rewritten_history(tmp_path: Path, origin
     assert fleet.source() == ("True", "Verified")
     assert fleet.sequence() == 2
     assert "HistoryRewritten" not in fleet.reasons()
+
+
+def test_a_chain_that_another_repository_completes_is_judged_again(tmp_path: Path, origin: Repository) -> None:
+    """A gap in one repository's trust is not held against it once the missing version came from elsewhere."""
+    second = trust_text(2, previous=TRUST, online=(ONLINE,))
+    third = trust_text(3, previous=second, online=(ONLINE,))
+    gap = promising(tmp_path / "gap")
+    fleet = Watched(tmp_path, gap, origin)
+    fleet.run()
+    gap.put_trust(3, third, (1, 2))
+    successor(gap, trust_version=3)
+    origin.put_trust(2, second, (1, 2))
+    origin.commit()
+    fleet.run()
+    assert fleet.sequence() == 1
+    fleet.run()
+    assert fleet.sequence() == 2
