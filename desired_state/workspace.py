@@ -59,6 +59,16 @@ class Workspace:
         """Folder of the snapshot's signatures."""
         return layout.snapshot_signatures(self.network)
 
+    @property
+    def timestamp_file(self) -> str:
+        """Path of the timestamp."""
+        return layout.timestamp_file(self.network)
+
+    @property
+    def timestamp_signatures(self) -> str:
+        """Folder of the timestamp's signatures."""
+        return layout.timestamp_signatures(self.network)
+
     def snapshot(self) -> bytes:
         """The snapshot's bytes.
 

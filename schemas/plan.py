@@ -135,6 +135,15 @@ class Explanation(Frozen):
     decision: Text
 
 
+class Notice(Frozen):
+    """Something about where the snapshot comes from that stops nothing, and that a person should know."""
+
+    reason: Text
+    """Stable CamelCase reason: `StaleSource`, `FreezeSuspected`, `ClockBehind`, ..."""
+    message: Text
+    """For people."""
+
+
 class Cost(Frozen):
     """What carrying out a plan takes."""
 
@@ -169,6 +178,7 @@ class Plan(Document):
     actions: tuple[Action, ...]
     held: tuple[Held, ...] = ()
     trace: tuple[Explanation, ...] = ()
+    notices: tuple[Notice, ...] = ()
     cost: Cost = Cost.model_construct()
     made_at: Time
 

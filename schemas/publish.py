@@ -26,6 +26,7 @@ from schemas.plan import Plan
 from schemas.probe import ProbeDocument
 from schemas.snapshot import SnapshotDocument
 from schemas.status import NodeStatus
+from schemas.timestamp import TimestampDocument
 from schemas.trust import SignatureFile, TrustDocument
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 DOCUMENTS: Final[dict[str, type[BaseModel]]] = {
     "snapshot": SnapshotDocument,
     "trust": TrustDocument,
+    "timestamp": TimestampDocument,
     "signature": SignatureFile,
     "manifest": ManifestDocument,
     "probe": ProbeDocument,

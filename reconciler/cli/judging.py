@@ -21,6 +21,7 @@ from reconciler.cli.operators import (
     workspace_options,
 )
 from reconciler.cli.options import json_option
+from reconciler.cli.timestamp import seen_timestamp, timestamp_json, timestamp_line
 from schemas.errors import DocumentError, NotTrusted, SignaturesPending, ThresholdNotMet, UsageError
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ def show(workspace: Workspace, *, as_json: bool) -> None:
     trust = try_trust(workspace)
     if trust is not None:
         say("", "Signatures:", *missing_lines([count(workspace, trust, document, content)]))
+        said = seen_timestamp(workspace, trust.state)
+        if said is not None:
+            say("", f"Timestamp: {timestamp_line(said, digest_bytes(content))}")
 
 
 @click.command()
@@ -253,9 +257,11 @@ def verify(workspace: Workspace, pin: str | None, *, as_json: bool) -> None:
         raise
     check_files(workspace, accepted.document)
     epoch, sequence = accepted.position
+    said = seen_timestamp(workspace, trust.state)
     if as_json:
         signers = list(accepted.signers)
-        emit({"digest": accepted.digest, "epoch": epoch, "sequence": sequence, "signers": signers, "pin": trust.pin})
+        found_json = {"digest": accepted.digest, "epoch": epoch, "sequence": sequence, "signers": signers}
+        emit({**found_json, "pin": trust.pin, "timestamp": timestamp_json(said)})
         return
     say(
         f"{paint('Accepted', 'green')}: snapshot {sequence} of epoch {epoch}, by trust version {trust.state.version}.",
@@ -263,6 +269,8 @@ def verify(workspace: Workspace, pin: str | None, *, as_json: bool) -> None:
         f"Signers  {', '.join(accepted.signers)}",
         f"Expires  {relative_time(accepted.document.metadata.expires_at, now())}",
     )
+    if said is not None:
+        say(f"Newest   the timestamp {timestamp_line(said, accepted.digest)}")
     if pin is None:
         say(f"Pin      {trust.pin} (taken from the working copy; --trust checks against a published one)")
     next_steps("commit networks/, models/ and probes/, and push: nodes take it from there")
@@ -349,7 +357,8 @@ def findings(workspace: Workspace, document: SnapshotDocument, inventory: Path |
         trust = None
     statuses = read_inventory(inventory) if inventory is not None else ()
     nodes = tuple(InventoryNode(status.node, labels_of(status)) for status in statuses)
-    return lint(document, Surroundings(now=now(), trust=trust, inventory=nodes, matches=matches))
+    said = seen_timestamp(workspace, trust) if trust is not None else None
+    return lint(document, Surroundings(now=now(), trust=trust, timestamp=said, inventory=nodes, matches=matches))
 
 
 def finding_lines(found: Sequence[Finding]) -> list[str]:

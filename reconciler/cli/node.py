@@ -203,7 +203,7 @@ def _make_plan(config: NodeConfig, draft: str | None, *, ignore_windows: bool = 
     from tempfile import TemporaryDirectory
 
     from reconciler.planner import plan as make
-    from reconciler.preview import preview, preview_files
+    from reconciler.preview import preview, preview_files, told
 
     with closing(wiring.open_journal(_state(config), readonly=True)) as journal:
         ports = wiring.host()
@@ -216,7 +216,7 @@ def _make_plan(config: NodeConfig, draft: str | None, *, ignore_windows: bool = 
                 seen = preview(config, journal, ports=ports, scratch=git, agent=wiring.agent_version(), now=now)
         node = wiring.build_node(config, journal, ports=ports, progress=_silent, overlay=seen.documents)
         desired, observed = node.look(seen.digest, verified=seen.verified, cleared=seen.cleared)
-        return make(desired, observed, config, now, ignore_windows=ignore_windows), seen.refusal
+        return told(make(desired, observed, config, now, ignore_windows=ignore_windows), seen), seen.refusal
 
 
 def _files(config: NodeConfig, draft: str) -> DocumentFiles:
