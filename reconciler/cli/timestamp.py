@@ -46,7 +46,14 @@ LONGEST: Final = 30 * 86400
 """Seconds: a word that is good for a month is no better than the snapshot's own expiry."""
 
 
-@click.command()
+_CRON: Final = """\b
+A job that runs daily, in a working copy:
+  git pull --quiet &&
+  reconcile snapshot timestamp --key FILE --password-file FILE &&
+  git add networks && git commit --quiet --message timestamp && git push --quiet"""
+
+
+@click.command(epilog=_CRON)
 @workspace_options
 @signer_options
 @click.option(
@@ -56,14 +63,10 @@ LONGEST: Final = 30 * 86400
 def timestamp(
     workspace: Workspace, key_file: Path | None, password_file: Path | None, valid: int, *, as_json: bool
 ) -> None:
-    r"""Say with an online key that the snapshot is the newest, for a day. Asks nothing: made for cron.
+    """Say with an online key that the snapshot is the newest, for a day. Asks nothing: made for cron.
 
     Writes networks/NAME/timestamp.json anew and signs it; where several keys must sign, the others add their signature
-    to the same file. The snapshot itself must be one that nodes accept. A job that runs daily:
-
-    \b
-      git pull --quiet && reconcile snapshot timestamp --key FILE --password-file FILE \
-        && git add networks && git commit --quiet -m timestamp && git push --quiet
+    to the same file. The snapshot itself must be one that nodes accept.
     """
     from desired_state.load import load_signatures
     from desired_state.signatures import address_of, timestamp_message
