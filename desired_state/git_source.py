@@ -89,7 +89,7 @@ class GitSource:
                 return commit
         raise SourceUnreachable(f"{scrub(url)} has no branch {branch!r}")
 
-    def fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None = None) -> str:
+    def fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None = None, ref: str = "") -> str:
         """Bring the tip of a branch, without its history, into a bare repository.
 
         Args:
@@ -97,6 +97,7 @@ class GitSource:
             branch: the branch.
             into: the mirror, or a scratch folder; made if it is not there.
             borrow: a mirror whose objects need not be fetched again. Nothing is written to it (I9).
+            ref: the ref that then names the commit; one of the mirror's own for this repository if not given.
 
         Returns:
             The commit that was fetched: the branch may have moved since `head`.
@@ -115,7 +116,7 @@ class GitSource:
             "branch": check_branch(branch),
             "into": str(into),
             "borrow": str(borrow) if borrow is not None else "",
-            "ref": FETCHED + short(digest_text(f"{url} {branch}"), 16),
+            "ref": ref or FETCHED + short(digest_text(f"{url} {branch}"), 16),
             "depth": depth,
             "maxBytes": self._settings.max_bytes,
         }
