@@ -44,7 +44,12 @@ def collect(files: DocumentFiles, network: str, document: SnapshotDocument, *, l
     Raises:
         MissingDocument, LimitExceeded, DigestMismatch, MalformedDocument: as the readers of each.
     """
-    folders = [layout.network_folder(network), layout.snapshot_signatures(network), layout.trust_folder(network)]
+    folders = [
+        layout.network_folder(network),
+        layout.snapshot_signatures(network),
+        layout.timestamp_signatures(network),
+        layout.trust_folder(network),
+    ]
     versions = filter(None, (layout.trust_version(name) for name in files.list(layout.trust_folder(network))))
     folders += [layout.trust_signatures(network, version) for version in sorted(versions)]
     found = files.read_many({f"{folder}/{name}": _FILE_LIMIT for folder in folders for name in files.list(folder)})

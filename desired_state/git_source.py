@@ -108,9 +108,9 @@ class GitSource:
             MalformedDocument: it sends objects that git itself refuses.
             ConfigError: the address or the branch is not one.
         """
-        return self._fetch(url, branch, into, borrow=borrow, depth=1)
+        return self._fetch(url, branch, into, borrow=borrow, depth=1, ref=ref)
 
-    def _fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None, depth: int) -> str:
+    def _fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None, depth: int, ref: str = "") -> str:
         request = {
             "url": check_address(url),
             "branch": check_branch(branch),
@@ -319,6 +319,12 @@ class CommitFiles:
         if len(entries) > MAX_ENTRIES:
             raise LimitExceeded(f"has more than {MAX_ENTRIES} entries", file=folder)
         return tuple(sorted(entry.name.removeprefix(prefix) for entry in entries if entry.mode.startswith("100")))
+
+    def folders(self, folder: str) -> tuple[str, ...]:
+        """Names of the folders in a folder, sorted; empty when there is no such folder. Errors as `list`."""
+        prefix = check_path(folder) + "/"
+        entries = self._tree([prefix], limit=MAX_ENTRIES)
+        return tuple(sorted(entry.name.removeprefix(prefix) for entry in entries if entry.mode == "040000"))
 
     def _tree(self, paths: Sequence[str], limit: int = _PATHS) -> tuple[_Blob, ...]:
         arguments = ("ls-tree", "-z", "-l", "--full-tree", self.commit, "--", *paths)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from runtime.archive import BLOCK, END, Span, header, padding
 from schemas.bundle import INDEX_NAME, BundleIndex
 from schemas.digests import Hasher
 from schemas.errors import AgentTooOld, DigestMismatch, LimitExceeded, MalformedDocument, MissingDocument
@@ -32,18 +33,7 @@ INDEX_LIMIT: Final = 2**25
 WINDOW: Final = 2**20
 """Bytes read at a time."""
 
-_BLOCK: Final = tarfile.BLOCKSIZE
 _VERSION: Final = re.compile(rb'\{"formatVersion":"([0-9]{1,9})"')
-_END: Final = bytes(2 * _BLOCK)
-"""Two blocks of zeros end an archive (POSIX.1-1988, ustar)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Where the bytes of an entry lie in the archive."""
-
-    offset: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +54,9 @@ def lay_out(index: BundleIndex) -> Plan:
     spans: dict[str, Span] = {}
     position = 0
     for path, size in [(INDEX_NAME, len(content)), *((entry.path, entry.size) for entry in index.entries)]:
-        spans[path] = Span(position + _BLOCK, size)
-        position += _BLOCK + size + -size % _BLOCK
-    return Plan(content, spans, position + len(_END))
-
-
-def header(path: str, size: int) -> bytes:
-    """The header of a member: a regular file of nobody, from the beginning of time."""
-    info = tarfile.TarInfo(path)
-    info.size = size
-    # GNU's form differs from POSIX's in how it writes sizes from 8 GiB on; all names here are short.
-    return info.tobuf(tarfile.GNU_FORMAT)
+        spans[path] = Span(position + BLOCK, size)
+        position += BLOCK + size + padding(size)
+    return Plan(content, spans, position + len(END))
 
 
 class Bundle:
@@ -173,16 +155,16 @@ def opened(path: Path) -> Iterator[Bundle]:
 
 
 def _index(path: Path, file: int) -> BundleIndex:
-    start = _pread(path, file, _BLOCK, 0)
+    start = _pread(path, file, BLOCK, 0)
     try:
         info = tarfile.TarInfo.frombuf(start, "ascii", "strict")
     except (tarfile.HeaderError, UnicodeError, ValueError) as error:
         raise MalformedDocument("is not a bundle: it does not begin like a tar archive", file=str(path)) from error
-    if info.name != INDEX_NAME or not 0 < info.size:
+    if info.name != INDEX_NAME or not info.size > 0:
         raise MalformedDocument(f"is not a bundle: it does not begin with {INDEX_NAME}", file=str(path))
     if info.size > INDEX_LIMIT:
         raise LimitExceeded(f"has an index of {info.size} bytes, and at most {INDEX_LIMIT} are read", file=str(path))
-    content = _pread(path, file, info.size, _BLOCK)
+    content = _pread(path, file, info.size, BLOCK)
     version = _VERSION.match(content)
     if version is not None and version.group(1) != b"1":
         raise AgentTooOld(f"{path} is a bundle of form {version.group(1).decode()}; this agent reads form 1")
@@ -202,7 +184,7 @@ def _check_form(path: Path, file: int, plan: Plan, size: int) -> None:
         raise MalformedDocument(f"{how}: it has {size} bytes where its index makes {plan.size}", file=str(path))
     end = 0
     for name, span in plan.spans.items():
-        wanted = bytes(span.offset - _BLOCK - end) + header(name, span.size)
+        wanted = bytes(span.offset - BLOCK - end) + header(name, span.size)
         if _pread(path, file, len(wanted), end) != wanted:
             raise MalformedDocument(f"has something else where {name} should begin", file=str(path))
         end = span.offset + span.size

@@ -19,18 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from runtime.archive import Span
     from runtime.interfaces import Model
     from runtime.models.sources import Session, Source, Watch
     from schemas.node import SourcePolicy
     from schemas.ports import Ports
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a file lies in an archive."""
-
-    offset: int
-    size: int
 
 
 # --- out of an archive --------------------------------------------------------------------------------------------
@@ -39,7 +32,7 @@ class Place:
 class SpanSource:
     """Files of a model in an open archive. Not trusted, like any source: what it gives is hashed."""
 
-    def __init__(self, name: str, file: int, places: Mapping[str, Place]) -> None:
+    def __init__(self, name: str, file: int, places: Mapping[str, Span]) -> None:
         """Describe the source.
 
         Args:
@@ -59,7 +52,7 @@ class SpanSource:
 class SpanSession:
     """Reads from an archive."""
 
-    def __init__(self, file: int, places: Mapping[str, Place]) -> None:
+    def __init__(self, file: int, places: Mapping[str, Span]) -> None:
         self._file = file
         self._places = places
         self._position = self._end = 0
@@ -111,7 +104,7 @@ class _File:
     """A file of the model, as part of the archive."""
 
     path: str
-    place: Place
+    place: Span
 
 
 class _Shifted:
@@ -148,7 +141,7 @@ class _ShiftedSession:
 def place(
     model: Model,
     archive: Path,
-    places: Mapping[str, Place],
+    places: Mapping[str, Span],
     *,
     folder: Path | None,
     sources: Sequence[str],

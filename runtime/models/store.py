@@ -61,9 +61,7 @@ class DiskModelStore:
         self._stamps = self._rooms.stamps
         self._shelf = self._rooms.shelf
         self._lock = self._rooms.lock
-        self._fetching = Fetching(
-            policy=policy, connections=connections, stall=stall, reserve=reserve, nearby=nearby
-        )
+        self._fetching = Fetching(policy=policy, connections=connections, stall=stall, reserve=reserve, nearby=nearby)
         self._busy: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     # --- looking ------------------------------------------------------------------------------------------------------
