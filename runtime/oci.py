@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic_core import from_json
+
 from runtime.archive import END, header, padding
 from schemas.errors import ImageUnavailable
 
@@ -110,8 +112,9 @@ def _document(ref: str, digest: str, read: Callable[[str], bytes], documents: di
     if sha256(content) != digest:
         raise ImageUnavailable(f"{ref}: the bytes of {digest} are others")
     try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        # Bounds its depth by itself: the standard library's parser can be made to overflow the stack.
+        tree = from_json(content)
+    except ValueError as error:
         raise ImageUnavailable(f"{ref}: {digest} is not JSON") from error
     if not isinstance(tree, dict) or tree.get("schemaVersion") != 2:  # noqa: PLR2004 - the only version since 2015
         raise ImageUnavailable(f"{ref}: {digest} is not a manifest of version 2")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import requests
+from pydantic_core import from_json
 
 from runtime.oci import INDEXES, MANIFEST_LIMIT, MANIFESTS
 from schemas.errors import ImageUnavailable
@@ -140,8 +141,8 @@ class Registry:
         try:
             with self._session.get(realm, params=wanted, headers=login, stream=True, timeout=TIMEOUT) as answer:
                 content = answer.raw.read(_TOKEN_LIMIT, decode_content=True)
-            found = json.loads(content)
-        except (requests.RequestException, OSError, ValueError, RecursionError, _transport_error()) as error:
+            found = from_json(content)
+        except (requests.RequestException, OSError, ValueError, _transport_error()) as error:
             raise self._failed(error) from error
         token = found.get("token") or found.get("access_token") if isinstance(found, dict) else None
         if not isinstance(token, str):

@@ -1,4 +1,4 @@
-"""A network whose bundles are tested: one model of two files, no assignment, so that a pass accepts and starts nothing."""
+"""A network whose bundles are tested: one model, and no assignment, so that a pass accepts and starts nothing."""
 
 from __future__ import annotations
 
