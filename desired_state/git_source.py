@@ -89,7 +89,7 @@ class GitSource:
                 return commit
         raise SourceUnreachable(f"{scrub(url)} has no branch {branch!r}")
 
-    def fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None = None) -> str:
+    def fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None = None, ref: str = "") -> str:
         """Bring the tip of a branch, without its history, into a bare repository.
 
         Args:
@@ -97,6 +97,7 @@ class GitSource:
             branch: the branch.
             into: the mirror, or a scratch folder; made if it is not there.
             borrow: a mirror whose objects need not be fetched again. Nothing is written to it (I9).
+            ref: the ref that then names the commit; one of the mirror's own for this repository if not given.
 
         Returns:
             The commit that was fetched: the branch may have moved since `head`.
@@ -107,15 +108,15 @@ class GitSource:
             MalformedDocument: it sends objects that git itself refuses.
             ConfigError: the address or the branch is not one.
         """
-        return self._fetch(url, branch, into, borrow=borrow, depth=1)
+        return self._fetch(url, branch, into, borrow=borrow, depth=1, ref=ref)
 
-    def _fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None, depth: int) -> str:
+    def _fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None, depth: int, ref: str = "") -> str:
         request = {
             "url": check_address(url),
             "branch": check_branch(branch),
             "into": str(into),
             "borrow": str(borrow) if borrow is not None else "",
-            "ref": FETCHED + short(digest_text(f"{url} {branch}"), 16),
+            "ref": ref or FETCHED + short(digest_text(f"{url} {branch}"), 16),
             "depth": depth,
             "maxBytes": self._settings.max_bytes,
         }
@@ -318,6 +319,12 @@ class CommitFiles:
         if len(entries) > MAX_ENTRIES:
             raise LimitExceeded(f"has more than {MAX_ENTRIES} entries", file=folder)
         return tuple(sorted(entry.name.removeprefix(prefix) for entry in entries if entry.mode.startswith("100")))
+
+    def folders(self, folder: str) -> tuple[str, ...]:
+        """Names of the folders in a folder, sorted; empty when there is no such folder. Errors as `list`."""
+        prefix = check_path(folder) + "/"
+        entries = self._tree([prefix], limit=MAX_ENTRIES)
+        return tuple(sorted(entry.name.removeprefix(prefix) for entry in entries if entry.mode == "040000"))
 
     def _tree(self, paths: Sequence[str], limit: int = _PATHS) -> tuple[_Blob, ...]:
         arguments = ("ls-tree", "-z", "-l", "--full-tree", self.commit, "--", *paths)

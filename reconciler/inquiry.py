@@ -85,12 +85,15 @@ class Answer:
     """Why nothing can be believed; None when something can, or when nothing moved."""
 
 
+def git_settings(config: NodeConfig | None) -> GitSettings:
+    """The bounds that a node's configuration sets; without a node, the ones that a new node gets."""
+    timeout, limit = (config.git_timeout, config.max_repository) if config is not None else (120, 2**28)
+    return GitSettings(timeout=float(timeout), max_bytes=limit, environment=dict(os.environ))
+
+
 def git_source(config: NodeConfig, ports: Ports) -> GitSource:
     """The node's way to git."""
-    settings = GitSettings(
-        timeout=float(config.git_timeout), max_bytes=config.max_repository, environment=dict(os.environ)
-    )
-    return GitSource(ports, settings)
+    return GitSource(ports, git_settings(config))
 
 
 def inquire(question: Question) -> Answer:

@@ -11,7 +11,7 @@ from desired_state.layout import snapshot_file
 from reconciler.documents import bound_documents
 from reconciler.inquiry import Question, git_source, inquire
 from reconciler.journal import StoredDocument
-from reconciler.source import current_mark, current_timestamp, current_trust, known_verdicts
+from reconciler.source import current_mark, current_timestamp, current_trust, known_verdicts, with_imported
 from reconciler.state_dir import StateDir
 from schemas.digests import digest_bytes
 from schemas.errors import NotTrusted, ReconcileError, SignaturesPending, WrongNetwork
@@ -96,7 +96,7 @@ def preview(config: NodeConfig, journal: Journal, *, ports: Ports, scratch: Path
     except NotTrusted as error:
         return replace(in_force, refusal=error)
     question = Question(
-        config=config,
+        config=with_imported(config, state),
         git=git_source(config, ports),
         into=scratch,
         borrow=state.mirror if state.mirror.is_dir() else None,

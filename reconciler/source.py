@@ -29,6 +29,7 @@ from schemas.errors import (
     SourceUnreachable,
     StaleSource,
 )
+from schemas.node import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,6 +123,21 @@ def known_verdicts(journal: Journal) -> dict[str, Verdict]:
     return verdicts.read(journal.fact(VERDICTS))
 
 
+def imported_repository(config: NodeConfig, state: StateDir) -> tuple[Repository, ...]:
+    """The repository that bundles were imported into, on the node's own disk; none if there is none.
+
+    It is asked like the configured ones, so that what came by hand is judged and put in force like what came by git.
+    """
+    present = (state.imported / "refs" / "heads" / config.branch).exists() or (state.imported / "packed-refs").exists()
+    return (Repository(url=str(state.imported)),) if present else ()
+
+
+def with_imported(config: NodeConfig, state: StateDir) -> NodeConfig:
+    """The configuration with the imported repository beside the others."""
+    known = imported_repository(config, state)
+    return config.model_copy(update={"repositories": (*config.repositories, *known)}) if known else config
+
+
 # --- putting in force ---------------------------------------------------------------------------------------------
 
 
@@ -150,7 +166,7 @@ class RepositorySource:
             # A copy that was lost, or fell behind in a crash, is written again before anything else is believed.
             MarkFile(self._state.mark, self._ports.files).keep(mark)
         question = Question(
-            config=self._config,
+            config=with_imported(self._config, self._state),
             git=self._git,
             into=self._state.mirror,
             borrow=None,
@@ -192,6 +208,10 @@ class RepositorySource:
             MarkFile(self._state.mark, self._ports.files).write(
                 Mark(epoch=metadata.epoch, sequence=metadata.sequence, digest=snapshot.digest)
             )
+            held = answer.verdicts.get(str(self._state.imported))
+            if str(self._state.imported) not in answer.moved or held is None or held.refusal is not None:
+                # Another repository is ahead of what came by hand, which would lag behind from now on.
+                self._ports.files.remove(self._state.imported)
         self._git.keep(self._state.mirror, [answer.commit])
 
     def _put_in_force(self, answer: Answer, snapshot: Snapshot, now: datetime) -> None:
@@ -225,7 +245,7 @@ class RepositorySource:
 
     def _remember(self, question: Question, answer: Answer) -> None:
         """What was found, of the repositories that are configured: the others may come back as anything."""
-        known = [repository.url for repository in self._config.repositories]
+        known = [repository.url for repository in with_imported(self._config, self._state).repositories]
         found = {**question.seen, **answer.verdicts}
         self._journal.set_fact(VERDICTS, verdicts.write({url: found[url] for url in known if url in found}))
 

@@ -52,6 +52,21 @@ class StateDir:
         return self.root / "repo.git"
 
     @property
+    def imported(self) -> Path:
+        """The bare repository that imported bundles fill: one more of the node's repositories, where it is there."""
+        return self.root / "imported.git"
+
+    @property
+    def imports(self) -> Path:
+        """What is asked for, and half-done, of bundles."""
+        return self.root / "imports"
+
+    @property
+    def images(self) -> Path:
+        """Manifests of images that came by file."""
+        return self.root / "images"
+
+    @property
     def models(self) -> Path:
         """The model store."""
         return self.root / "models"

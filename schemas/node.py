@@ -106,8 +106,8 @@ class NodeConfig(Document):
     """`Node`."""
     network: Name
     """The network this node belongs to."""
-    repositories: Annotated[tuple[Repository, ...], Field(min_length=1, max_length=16)]
-    """All are asked; the highest valid snapshot wins."""
+    repositories: Annotated[tuple[Repository, ...], Field(max_length=16)]
+    """All are asked; the highest valid snapshot wins. None on a node that bundles are carried to by hand."""
     branch: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] = "main"
     """Branch that holds the documents."""
     trust: TrustPin

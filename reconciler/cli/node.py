@@ -50,8 +50,10 @@ def run_pass(*, config_file: str | None, watch: bool, interval: int | None, igno
     if watch:
         return _watch(path, wake, interval, as_json=as_json)
     config = wiring.load_config(path)
-    with _state(config).lock(), _opened(config, wake, as_json=as_json) as (reconciler, _):
-        result = reconciler.run_pass(ignore_windows=ignore_window)
+    with _state(config).lock():
+        _serve_imports(config, wake)
+        with _opened(config, wake, as_json=as_json) as (reconciler, _):
+            result = reconciler.run_pass(ignore_windows=ignore_window)
     _report(result, as_json=as_json)
     return result.exit_code
 
@@ -72,8 +74,13 @@ def _watch(path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> in
         urls = [repository.url for repository in config.repositories]
         state = _state(config)
         with state.lock(), triggers(wake, state, urls), _opened(config, wake, as_json=as_json) as (reconciler, _):
+
+            def run(config: NodeConfig = config, reconciler: Reconciler = reconciler) -> PassResult:
+                _serve_imports(config, wake)
+                return reconciler.run_pass()
+
             watch(
-                reconciler.run_pass,
+                run,
                 wake=wake,
                 interval=interval or config.interval,
                 clock=SystemClock(),
@@ -81,6 +88,17 @@ def _watch(path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> in
                 reported=_Changes(as_json=as_json),
             )
     return 0
+
+
+def _serve_imports(config: NodeConfig, wake: Wake) -> None:
+    """Import the bundle that somebody asked for while this process held the node, or before it came to."""
+    state = _state(config)
+    if not (state.imports / "request.json").exists():
+        return
+    from reconciler.bundles.handover import Desk
+
+    desk = Desk(state, wiring.host(wake).files)
+    desk.serve(lambda path: wiring.import_bundle(config, Path(path), _silent, wake))
 
 
 class _Changes:

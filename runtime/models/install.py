@@ -26,12 +26,13 @@ from schemas.errors import DownloadFailed, Incompatible, NoSpace, ReconcileError
 from schemas.manifest import HASH_SIZE, PIECE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from runtime.interfaces import Model, Progress
     from runtime.models.health import Health
     from runtime.models.pieces import FilePieces, Journal
+    from runtime.models.sources import Source
     from schemas.node import SourcePolicy
     from schemas.ports import Ports, Stop
 
@@ -62,6 +63,8 @@ class Fetching:
     """Seconds of silence after which a source is given up."""
     reserve: int
     """Bytes of the disk that are left free."""
+    nearby: Callable[[str], Sequence[Source]] = lambda _manifest: ()
+    """By a manifest's digest: sources that are open already, such as a bundle. The policy is about addresses."""
 
 
 class Install:
@@ -217,7 +220,8 @@ class Install:
             address.replace("{name}", metadata.name).replace("{version}", metadata.version)
             for address in fetching.policy.fallback
         ]
-        states = []
+        nearby = fetching.nearby(self._model.digest)
+        states = [SourceState(source=source, shown=source.shown, fallback=False) for source in nearby]
         for address in dict.fromkeys([*sources, *own]):
             state = SourceState(source=None, shown=shown(address), fallback=address not in sources)
             try:

@@ -19,12 +19,13 @@ from schemas.errors import DownloadFailed, ModelCorrupt
 from schemas.observation import PartialModel, StoredModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from runtime.interfaces import Model, Progress
     from runtime.models.pieces import FilePieces
     from runtime.models.records import Fingerprint
+    from runtime.models.sources import Source
     from schemas.node import SourcePolicy
     from schemas.ports import Ports, Stop
 
@@ -41,6 +42,7 @@ class DiskModelStore:
         connections: int = 4,
         stall: float = 30,
         reserve: int = 2**28,
+        nearby: Callable[[str], Sequence[Source]] = lambda _manifest: (),
     ) -> None:
         """Name the store; nothing is touched before something is acquired.
 
@@ -51,6 +53,7 @@ class DiskModelStore:
             connections: requests at once for one model.
             stall: seconds of silence after which a source is given up.
             reserve: bytes of the disk that are left free.
+            nearby: by a manifest's digest: sources that are open already, such as a bundle.
         """
         self._ports = ports
         self._rooms = Rooms(root, ports)
@@ -58,7 +61,7 @@ class DiskModelStore:
         self._stamps = self._rooms.stamps
         self._shelf = self._rooms.shelf
         self._lock = self._rooms.lock
-        self._fetching = Fetching(policy=policy, connections=connections, stall=stall, reserve=reserve)
+        self._fetching = Fetching(policy=policy, connections=connections, stall=stall, reserve=reserve, nearby=nearby)
         self._busy: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     # --- looking ------------------------------------------------------------------------------------------------------

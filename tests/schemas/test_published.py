@@ -98,7 +98,7 @@ WRONG: list[tuple[str, tuple[str | int, ...], Any]] = [
     ("node", ("interval",), 30),
     ("snapshot", ("spec", "policy", "gc", "keepFree"), 10),
     ("snapshot", ("spec", "runtimes", 0, "resources", "memory"), 4096),
-    ("node", ("repositories",), []),
+    ("node", ("repositories",), [{"url": "ext::sh -c id"}]),
 ]
 
 
