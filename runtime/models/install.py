@@ -2,7 +2,7 @@
 
 share      files whose content another model has: further names of its blobs
 reserve    space for all other files, before the first byte
-copy       pieces that files of this store hold
+copy       pieces that files of this store hold, and those in cold storage
 fetch      the other pieces, from the sources
 publish    after a last look at what was shared, and at every header
 """
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runtime.interfaces import Model, Progress
+    from runtime.models.archive import Archive
     from runtime.models.health import Health
     from runtime.models.pieces import FilePieces, Journal
     from schemas.node import SourcePolicy
@@ -42,8 +43,9 @@ _SYNCS: Final = 8
 class Rooms:
     """What the parts of a store share. `lock` is held for every step that others must not see halfway."""
 
-    def __init__(self, root: Path, ports: Ports) -> None:
+    def __init__(self, root: Path, ports: Ports, archive: Archive) -> None:
         self.ports = ports
+        self.archive = archive
         self.layout = Layout(root)
         self.stamps = Stamps(self.layout, ports.files)
         self.shelf = Shelf(self.layout, self.stamps, ports)
@@ -166,6 +168,17 @@ class Install:
             known = known_pieces(self._rooms, self._model, self._files, frozenset(piece.hash for _, piece in work))
         if known:
             partial.copy(work, known, journal, stop=self._stop, told=self._tell.piece)
+        archived = self._rooms.archive.get(self._model.digest)
+        if archived is not None:
+            done = journal.done
+            partial.fill(
+                [(file, piece) for file, piece in work if piece.number not in done],
+                lambda file, piece: self._rooms.archive.read(archived, self._files, file, piece),
+                journal,
+                stop=self._stop,
+                told=self._tell.piece,
+                limit=self._rooms.archive.side_by_side,
+            )
 
     # --- the rest -------------------------------------------------------------------------------------------------
 
@@ -247,6 +260,7 @@ class Install:
             raise
         self._shelf.publish(self._model, self._files, self._base)
         self._shelf.settle(self._model.digest)
+        self._rooms.archive.remove(self._model.digest)
 
 
 def known_pieces(
