@@ -18,6 +18,7 @@ from reconciler.published import read_status
 from reconciler.status import Finding, exit_code, summarise
 from reconciler.target import choose
 from schemas.errors import MissingDocument, StalePlan
+from schemas.observation import Present
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from schemas.node import NodeConfig
     from schemas.observation import Observed
     from schemas.plan import Action, Plan
+    from schemas.ports import Stop
     from schemas.status import NodeStatus
 
 MAX_ROUNDS: Final = 12
@@ -128,6 +130,7 @@ class Reconciler:
         self._source = source
         self._reporter = reporter
         self._last_pass: datetime | None = None
+        self._there: frozenset[str] = frozenset()
         self._published: NodeStatus | None = None
 
     def run_pass(self, *, expected: Plan | None = None) -> PassResult:
@@ -151,6 +154,9 @@ class Reconciler:
         for round_number in range(MAX_ROUNDS):
             desired, observed = node.look(accepted.digest if accepted else "")
             plan = make_plan(desired, observed, node.config, ports.clock.now())
+            self._there = frozenset(
+                digest for digest, seen in observed.state.models.items() if isinstance(seen, Present)
+            )
             if expected is not None and round_number == 0 and plan.identity != expected.identity:
                 raise StalePlan(
                     "the saved plan is not what would be done now", hint="run `reconcile plan --out FILE` again"
@@ -176,6 +182,33 @@ class Reconciler:
             note = Note("Warning", "NotConverging", f"still not converged after {MAX_ROUNDS} rounds")
             node.journal.apply((note,), ports.clock.now())
         return self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
+
+    def idle(self, stop: Stop) -> bool:
+        """Spend time in which nothing is due on looking for bit rot.
+
+        Args:
+            stop: ends it soon.
+
+        Returns:
+            Whether something was found that a pass has to look at.
+
+        Raises:
+            DownloadFailed: the disk failed.
+        """
+        node = self._node
+        settings = node.config.models.scrub
+        while settings.rate and not stop.is_set():
+            found = node.adapters.store.scrub(rate=settings.rate, every=settings.every, stop=stop)
+            if found is None:
+                return False
+            if found.bad:
+                note = Note("Warning", "BitRotFound", f"{found.model}: {found.bad}", subject=found.model)
+            else:
+                note = Note("Normal", "ModelScrubbed", f"{found.model} was looked through: nothing rots")
+            node.journal.apply((note,), node.adapters.ports.clock.now())
+            if found.bad:
+                return True
+        return False
 
     def _conclude(
         self,
@@ -223,7 +256,7 @@ class Reconciler:
         document = node.documents.snapshot(accepted.digest)
         listed = frozenset(spec.manifest.digest for spec in document.spec.models)
         # A clock that was set back counts for nothing.
-        node.journal.count_unlisted(listed, min(max(spent, 0.0), MAX_COUNTED_GAP))
+        node.journal.count_unlisted(listed, min(max(spent, 0.0), MAX_COUNTED_GAP), self._there)
 
     def _previous(self) -> NodeStatus | None:
         if self._published is None:

@@ -281,9 +281,7 @@ def _name(number: int) -> str:
     return f"{number:05d}.zst"
 
 
-def _place(
-    record: ArchiveRecord, files: Sequence[FilePieces], file: FilePieces, piece: Piece
-) -> _Place | None:
+def _place(record: ArchiveRecord, files: Sequence[FilePieces], file: FilePieces, piece: Piece) -> _Place | None:
     """Where a frame lies; None where the record does not fit the manifest."""
     number = next(index for index, item in enumerate(files) if item.path == file.path)
     if number >= len(record.files) or len(record.files[number].frames) != len(file.pieces):

@@ -167,4 +167,3 @@ class Pace:
         # Time that was not used is lost: after a pause there is no burst.
         self._free_at = max(self._free_at, now) + count / self._rate
         return not self._stop.wait(self._free_at - now)
-

@@ -22,7 +22,10 @@ _BOUND: Final = 8
 
 def compress(data: Buffer) -> bytes:
     """One complete frame, with a checksum of its content."""
-    options: dict[int, int] = {zstd.CompressionParameter.compression_level: LEVEL, zstd.CompressionParameter.checksum_flag: 1}
+    options: dict[int, int] = {
+        zstd.CompressionParameter.compression_level: LEVEL,
+        zstd.CompressionParameter.checksum_flag: 1,
+    }
     return zstd.compress(data, options=options)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def test_crash_loop_ends_in_stalled(simulated: SimulatedNode) -> None:
 
 
 def test_changed_files_are_verified_and_a_bad_disk_is_repaired(simulated: SimulatedNode) -> None:
-    """Bytes that may have changed are hashed; bytes that did are quarantined and fetched again (I2)."""
+    """Bytes that may have changed are hashed; bytes that did are quarantined, repaired, and served anew (I2, I4)."""
     simulated.run(A)
     digest = manifest_digest("a:v1")
     simulated.shelf.touch(digest)
@@ -154,9 +155,37 @@ def test_changed_files_are_verified_and_a_bad_disk_is_repaired(simulated: Simula
     simulated.shelf.corrupt_disk.add(digest)
     result = simulated.run()
     assert simulated.shelf.quarantined == [digest]
+    assert [f"{outcome.status} {outcome.action.kind}" for outcome in result.outcomes] == [
+        "failed verify-model",
+        "done download-model",
+        "done stop-instance",
+        "done start-instance",
+        "done validate-model",
+    ]
+    assert result.exit_code == 0
+    assert states(result)["a:v1"] == "Active"
+    causes = [event.message for event in simulated.journal.events() if event.subject == "a:v1"]
+    assert [cause for cause in causes if "-> Failed" in cause], "the transition is in the journal, with its cause"
+
+
+def test_a_repair_that_fails_is_tried_again_with_backoff(simulated: SimulatedNode) -> None:
+    """Only the first repair follows at once: sources that send wrong bytes are left alone for longer each time."""
+    simulated.run(A)
+    digest = manifest_digest("a:v1")
+    simulated.shelf.taint(digest)
+    simulated.shelf.corrupt_sources.add(digest)
+    result = simulated.run()
     assert states(result)["a:v1"] == "Failed"
-    simulated.later(minutes=1)
-    assert simulated.run().exit_code == 0
+    assert result.status.held[0].reason == "ModelCorrupt"
+    first = result.status.held[0].until
+    assert first is not None
+    assert simulated.run().outcomes == ()
+    simulated.clock.moment = first + timedelta(seconds=1)
+    second = simulated.run().status.held[0].until
+    assert second is not None
+    assert second - simulated.clock.moment > timedelta(seconds=50)
+    simulated.shelf.corrupt_sources.clear()
+    simulated.clock.moment = second + timedelta(seconds=1)
     assert states(simulated.run())["a:v1"] == "Active"
 
 
