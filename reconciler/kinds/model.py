@@ -127,11 +127,12 @@ def _wants_care(situation: Situation, spec: ModelSpec, seen: ModelSeen) -> bool:
 
 def _add_staging(situation: Situation, draft: Draft, action: Action, key: str, digest: str) -> None:
     hold = situation.observed.memory.holds.get(digest)
-    if hold is not None and hold.until > situation.now:
+    asked = isinstance(action, VerifyModel) and digest in situation.observed.memory.checks
+    if hold is not None and hold.until > situation.now and not asked:
         draft.hold(key, hold.reason, f"{hold.message} ({_attempts(hold.failures)})", hold.until)
         _block_if_target(situation, draft, digest)
         return
-    if not _may_stage(situation):
+    if not isinstance(action, VerifyModel) and not _may_stage(situation):
         windows = situation.desired.document.spec.policy.windows.stage if situation.desired.document else ()
         draft.hold(key, "OutsideWindow", "staging waits for its window", next_opening(windows, situation.now))
         _block_if_target(situation, draft, digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reconciler.kinds.base import Kind
@@ -10,8 +11,10 @@ from schemas.observation import ArchivedModel, Present, StoredModel
 from schemas.plan import Action, ArchiveModel, RemoveLeftover, RemoveModel, SweepStore, VerifyModel
 
 if TYPE_CHECKING:
+    from reconciler.desired import Desired
     from reconciler.kinds.base import Changes, Context, Draft, Situation
-    from schemas.observation import ModelSeen
+    from reconciler.target import Choice
+    from schemas.observation import ModelSeen, Observed
     from schemas.snapshot import ModelSpec, SnapshotDocument
 
 
@@ -30,9 +33,9 @@ def diff(situation: Situation, draft: Draft) -> None:
 
 
 def _archive(situation: Situation, draft: Draft, document: SnapshotDocument) -> None:
-    kept = _in_use(situation)
+    kept = in_use(situation.choice, situation.observed)
     for spec in document.spec.models:
-        seen = _seen(situation, spec.manifest.digest)
+        seen = _seen(situation.observed, spec.manifest.digest)
         if spec.state != "archived" or not isinstance(seen, StoredModel):
             continue
         if spec.manifest.digest in kept:
@@ -65,55 +68,84 @@ def _is_held(situation: Situation, draft: Draft, spec: ModelSpec) -> bool:
 # --- removal ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Unlisted:
+    """Something in the store that the snapshot does not list, and that nothing here needs."""
+
+    name: str
+    """The model's key, or its manifest where nobody knows more."""
+    manifest: str
+    what: str
+    size: int
+    """Bytes that its removal gives back."""
+    seconds: float
+    """Running time for which it was not listed."""
+    recorded: bool
+    """Whether the journal has a record of it."""
+
+
+def unlisted(desired: Desired, observed: Observed, kept: frozenset[str]) -> tuple[Unlisted, ...]:
+    """What is not listed, whatever its grace.
+
+    Args:
+        desired: the snapshot.
+        observed: what is there, and what is remembered.
+        kept: manifests that are needed here although they may not be listed.
+    """
+    if desired.document is None:
+        return ()
+    keep = kept | {spec.manifest.digest for spec in desired.document.spec.models}
+    found = []
+    for digest, record in sorted(observed.memory.models.items(), key=lambda item: item[1].key):
+        if digest not in keep:
+            size = _own(_seen(observed, digest)) or record.size
+            found.append(Unlisted(record.key, digest, "a model", size, record.unlisted_for, recorded=True))
+    for digest, seconds in sorted(observed.memory.leftovers.items()):
+        seen = _seen(observed, digest)
+        if digest not in keep and digest not in observed.memory.models and seen is not None:
+            found.append(Unlisted(digest, digest, _what(seen), _own(seen), seconds, recorded=False))
+    return tuple(found)
+
+
+def in_use(choice: Choice, observed: Observed) -> frozenset[str]:
+    """Manifests that serve, should serve, or are what this node would go back to."""
+    good = observed.memory.last_known_good
+    targets = (choice.target, choice.wanted, good.target if good else None)
+    return frozenset(target.manifest for target in targets if target is not None)
+
+
 def _remove_unlisted(situation: Situation, draft: Draft, document: SnapshotDocument) -> None:
-    listed = {spec.manifest.digest for spec in document.spec.models}
-    if not listed and not document.spec.policy.gc.allow_empty:
+    if not document.spec.models and not document.spec.policy.gc.allow_empty:
         draft.explain("models", "the snapshot lists no models, and gc.allowEmpty is off: nothing is removed")
         return
-    kept = listed | _in_use(situation)
-    grace = document.spec.policy.gc.grace
-    memory = situation.observed.memory
-    for digest, record in sorted(memory.models.items(), key=lambda item: item[1].key):
-        if digest in kept:
-            continue
-        if record.unlisted_for < grace:
-            draft.explain(record.key, f"not listed; kept for its grace ({record.unlisted_for:.0f} s of running time)")
-            continue
-        draft.actions.append(
-            RemoveModel(
-                id=f"remove/{record.key}",
-                cause=f"not listed for {record.unlisted_for:.0f} s of running time",
-                model=record.key,
-                manifest=digest,
-                size=_own(_seen(situation, digest)) or record.size,
+    kept = in_use(situation.choice, situation.observed)
+    for item in unlisted(situation.desired, situation.observed, kept):
+        spent = f"{item.seconds:.0f} s of running time"
+        if item.seconds < document.spec.policy.gc.grace:
+            draft.explain(item.name, f"{item.what}, not listed; kept for its grace ({spent})")
+        elif item.recorded:
+            draft.actions.append(
+                RemoveModel(
+                    id=f"remove/{item.name}",
+                    cause=f"not listed for {spent}",
+                    model=item.name,
+                    manifest=item.manifest,
+                    size=item.size,
+                )
             )
-        )
-    for digest, seconds in sorted(memory.leftovers.items()):
-        seen = _seen(situation, digest)
-        if digest in kept or digest in memory.models or seen is None:
-            continue
-        what = _what(seen)
-        if seconds < grace:
-            draft.explain(digest, f"{what}, not listed; kept for its grace ({seconds:.0f} s of running time)")
-            continue
-        draft.actions.append(
-            RemoveLeftover(
-                id=f"remove/{digest}",
-                cause=f"{what}, not listed for {seconds:.0f} s of running time",
-                manifest=digest,
-                size=_own(seen),
+        else:
+            draft.actions.append(
+                RemoveLeftover(
+                    id=f"remove/{item.name}",
+                    cause=f"{item.what}, not listed for {spent}",
+                    manifest=item.manifest,
+                    size=item.size,
+                )
             )
-        )
 
 
-def _in_use(situation: Situation) -> set[str]:
-    good = situation.observed.memory.last_known_good
-    targets = (situation.choice.target, situation.choice.wanted, good.target if good else None)
-    return {target.manifest for target in targets if target is not None}
-
-
-def _seen(situation: Situation, digest: str) -> ModelSeen | None:
-    seen = situation.observed.state.models.get(digest)
+def _seen(observed: Observed, digest: str) -> ModelSeen | None:
+    seen = observed.state.models.get(digest)
     return seen.value if isinstance(seen, Present) else None
 
 
