@@ -327,6 +327,7 @@ class ModelStore(Protocol):
             DownloadFailed: no source had it all; what is verified is kept.
             ModelCorrupt: the sources answered with other bytes than the manifest's, or it contradicts itself.
             Incompatible: a file is of a kind that is refused (pickles, program code), or its header is not sound.
+            SignatureRefused: it does not carry the signature of its maker that its manifest asks for.
             NoSpace: the disk cannot hold it; nothing was fetched.
         """
         ...

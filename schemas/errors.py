@@ -10,7 +10,8 @@
     |- Transient             exit 1   tried again with backoff
     |  `- SourceUnreachable, DownloadFailed, BackendUnavailable, EngineUnreachable
     |- Terminal              exit 1   the same attempt would fail again: its subject waits for a change or a `retry`
-    |  `- ModelCorrupt, ImageUnavailable, StartFailed, NotReadyInTime, ValidationFailed, Incompatible, IsolationRefused
+    |  `- ModelCorrupt, ImageUnavailable, StartFailed, NotReadyInTime, ValidationFailed, Incompatible,
+    |     SignatureRefused, IsolationRefused
     `- Operational           exit 1   a person has to act
        `- ConfigError, StateLocked, NoSpace, StalePlan (exit 4), StateCorrupt, NotInitialised, KeyLocked,
           UsageError (exit 64)
@@ -214,6 +215,10 @@ class ValidationFailed(Terminal):
 
 class Incompatible(Terminal):
     """The node cannot run what the snapshot asks for; nothing was tried."""
+
+
+class SignatureRefused(Terminal):
+    """A model does not carry the signature of its maker that its manifest asks for."""
 
 
 class IsolationRefused(Terminal):

@@ -36,7 +36,10 @@ def _stage(situation: Situation, draft: Draft) -> None:
         _stage_model(situation, draft, spec.key, spec.manifest, spec.sources)
     if target is not None and target.manifest not in {spec.manifest.digest for spec in needed}:
         # The last known good of an older snapshot: its bytes are here, and are checked like any others.
-        _stage_model(situation, draft, target.model, FileRef(path="models", digest=target.manifest), ())
+        document = situation.desired.document
+        specs = document.spec.models if document is not None else ()
+        sources = next((spec.sources for spec in specs if spec.manifest.digest == target.manifest), ())
+        _stage_model(situation, draft, target.model, FileRef(path="models", digest=target.manifest), sources)
 
 
 def _stage_model(situation: Situation, draft: Draft, key: str, manifest: FileRef, sources: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ share      files whose content another model has: further names of its blobs
 reserve    space for all other files, before the first byte
 copy       pieces that files of this store hold, and those in cold storage
 fetch      the other pieces, from the sources
-publish    after a last look at what was shared, and at every header
+publish    after a last look at what was shared, at every header, and at its maker's signature
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from runtime.models import formats, hashing
 from runtime.models.capacity import OVERHEAD, admit, free_bytes
 from runtime.models.layout import Layout, tree
+from runtime.models.openssf import check_signature
 from runtime.models.partial import Known, Partial
 from runtime.models.pieces import load_journal
 from runtime.models.records import Fingerprint
@@ -258,6 +259,8 @@ class Install:
         except Incompatible:
             self._shelf.discard(self._folder)  # the right bytes, and nothing to go on with
             raise
+        # What arrived is kept where the signature is refused: another manifest may ask for another one.
+        check_signature(self._model.manifest, self._base)
         self._shelf.publish(self._model, self._files, self._base)
         self._shelf.settle(self._model.digest)
         self._rooms.archive.remove(self._model.digest)

@@ -39,8 +39,8 @@ class SimulatedShelf:
     """Manifests whose stored bytes have changed."""
     unreachable: bool = False
     """Whether sources are out of reach; half of what is missing arrives before they fail."""
-    archived: set[str] = field(default_factory=set)
-    """Manifests in cold storage."""
+    archived: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    """Bytes of every file of a model in cold storage, by the file's digest; nothing is shared there."""
     rotten: set[str] = field(default_factory=set)
     """Manifests whose stored bytes went bad without a trace in their stat: only a scrub finds them."""
     capacity: int = 2**50
@@ -50,8 +50,9 @@ class SimulatedShelf:
 
     @property
     def used(self) -> int:
-        """Bytes on the shelf; what models share counts once."""
-        return sum({digest: size for files in self.contents.values() for digest, size in files.items()}.values())
+        """Bytes on the shelf; what stored models share counts once."""
+        hot = {digest: size for files in self.contents.values() for digest, size in files.items()}
+        return sum(hot.values()) + sum(sum(files.values()) for files in self.archived.values())
 
     def touch(self, digest: str) -> None:
         """Change a stored model's files from outside, as its stat would show."""
@@ -78,8 +79,8 @@ class SimulatedModelStore:
         }
         for digest, done in shelf.partial.items():
             found[digest] = PartialModel(digest, done, quarantined=digest in found)
-        for digest in shelf.archived:
-            found[digest] = ArchivedModel(digest, sum(shelf.contents[digest].values()))
+        for digest, files in shelf.archived.items():
+            found[digest] = ArchivedModel(digest, sum(files.values()))
         return dict(sorted((found | shelf.stored).items()))
 
     def folder(self, digest: str) -> Path:
@@ -123,7 +124,7 @@ class SimulatedModelStore:
             self._fetch(model, missing, sources, stop)
         shelf.partial.pop(model.digest, None)
         shelf.spoilt.discard(model.digest)
-        shelf.archived.discard(model.digest)
+        shelf.archived.pop(model.digest, None)
         shelf.corrupt_disk.discard(model.digest)
         shelf.stored[model.digest] = StoredModel(model.digest, intact=True, size=model.manifest.size)
         shelf.contents[model.digest] = _files(model)
@@ -177,7 +178,7 @@ class SimulatedModelStore:
             self.verify(model, progress=progress, stop=stop)
         if shelf.used + model.manifest.size > shelf.capacity:
             raise NoSpace(f"{model.manifest.size} bytes do not fit")
-        shelf.archived.add(model.digest)
+        shelf.archived[model.digest] = shelf.contents.pop(model.digest)
         del shelf.stored[model.digest]
         progress(model.manifest.metadata.name, model.manifest.size, model.manifest.size)
 
@@ -199,7 +200,7 @@ class SimulatedModelStore:
 
     def remove(self, digest: str) -> None:
         """Forget it."""
-        self._shelf.archived.discard(digest)
+        self._shelf.archived.pop(digest, None)
         self._shelf.spoilt.discard(digest)
         self._shelf.stored.pop(digest, None)
         self._shelf.contents.pop(digest, None)

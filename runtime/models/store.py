@@ -149,6 +149,7 @@ class DiskModelStore:
             DownloadFailed: no source had it all, or stopped, or the disk failed; what is verified is kept.
             ModelCorrupt: the sources answered with other bytes than the manifest's, or it contradicts itself.
             Incompatible: a file is of a kind that is refused, or its header is not sound.
+            SignatureRefused: it does not carry the signature of its maker that its manifest asks for.
             NoSpace: the disk cannot hold it; nothing was fetched.
         """
         formats.check_names(model)
