@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from reconciler.desired import Desired
 from reconciler.executor import execute
-from reconciler.memory import RESTART_WINDOW, Note
+from reconciler.memory import RESTART_WINDOW, DropCheck, Note
 from reconciler.observe import observe
 from reconciler.planner import plan as make_plan
 from reconciler.published import read_status
 from reconciler.status import Finding, exit_code, summarise
 from reconciler.target import choose
 from schemas.errors import MissingDocument, StalePlan
-from schemas.observation import Present
+from schemas.observation import Present, StoredModel, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -157,6 +157,7 @@ class Reconciler:
             self._there = frozenset(
                 digest for digest, seen in observed.state.models.items() if isinstance(seen, Present)
             )
+            self._drop_idle_checks(observed)
             if expected is not None and round_number == 0 and plan.identity != expected.identity:
                 raise StalePlan(
                     "the saved plan is not what would be done now", hint="run `reconcile plan --out FILE` again"
@@ -182,6 +183,16 @@ class Reconciler:
             note = Note("Warning", "NotConverging", f"still not converged after {MAX_ROUNDS} rounds")
             node.journal.apply((note,), ports.clock.now())
         return self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
+
+    def _drop_idle_checks(self, observed: Observed) -> None:
+        """Forget that somebody wants a model to be hashed that is no longer stored: there is nothing to hash."""
+        stored = {
+            digest
+            for digest, seen in observed.state.models.items()
+            if isinstance(seen, Unknown) or (isinstance(seen, Present) and isinstance(seen.value, StoredModel))
+        }
+        gone = sorted(observed.memory.checks.keys() - stored)
+        self._node.journal.apply([DropCheck(digest) for digest in gone], self._node.adapters.ports.clock.now())
 
     def idle(self, stop: Stop) -> bool:
         """Spend time in which nothing is due on looking for bit rot.

@@ -109,6 +109,7 @@ def _verify_there(config: NodeConfig, state: StateDir, models: Sequence[str]) ->
 def _follow(node: Node, journal: Journal, asked: dict[str, VerifyModel], newest: int, wake: Wake) -> dict[str, str]:
     """What went wrong, by model, once there is a verdict on each."""
     failed: dict[str, str] = {}
+    unheard = {action.model for action in asked.values()}
     keys = {f"verify/{action.model}": action.model for action in asked.values()}
     while True:
         waiting = asked.keys() & journal.memory(starts_since=node.adapters.ports.clock.now()).checks.keys()
@@ -116,9 +117,12 @@ def _follow(node: Node, journal: Journal, asked: dict[str, VerifyModel], newest:
             newest = event.number
             if event.type == "Warning" and event.subject in keys:
                 failed[keys[event.subject]] = f"{event.reason}: {event.message}"
+            if event.reason == "ModelVerified":
+                unheard.discard(event.subject)
         undecided = {asked[digest].model for digest in waiting} - failed.keys()
         if not undecided:
-            return failed
+            gone = dict.fromkeys(sorted(unheard), "it is no longer stored; `reconcile why` says more")
+            return gone | failed
         if wake.wait(_LOOK_SECONDS):
             raise click.Abort
 

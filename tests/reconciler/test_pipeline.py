@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reconciler.memory import AskCheck
 from runtime.engines.simulated import ENVIRONMENT
+from runtime.host import StopEvent
 from schemas.errors import Expired, SignaturesPending, SourceUnreachable, StalePlan, ThresholdNotMet
-from tests.support.builders import assignment, hardware, manifest_digest, model, runtime, snapshot
+from tests.support.builders import assignment, hardware, manifest_digest, model, node, runtime, snapshot
 from tests.support.simulated_node import CrashError, FixedHardware, Recorder, SimulatedNode, conditions, states
 
 V1 = snapshot()
@@ -407,3 +409,84 @@ def test_changed_accelerator_voids_the_proof(simulated: SimulatedNode) -> None:
     simulated.machine = FixedHardware(replace(hardware(), processor="Another CPU"))
     simulated.restart()
     assert [outcome.action.kind for outcome in simulated.run().outcomes] == ["validate-model"]
+
+
+# --- the care of what is here -------------------------------------------------------------------------------------
+
+
+def test_a_model_goes_to_cold_storage_and_comes_back_without_a_download(simulated: SimulatedNode) -> None:
+    """Archived by the snapshot, and listed as active again: the states follow, and nothing is fetched."""
+    simulated.run(A)
+    simulated.run(B)
+    put_away = snapshot(
+        models=(model("a", state="archived"), model("b")), assignments=(assignment("b:v1"),), sequence=3
+    )
+    result = simulated.run(put_away)
+    # The last known good stays at hand; once b has proven itself, a is no longer it.
+    assert states(result)["a:v1"] == "Archived"
+    assert list(simulated.shelf.archived) == [manifest_digest("a:v1")]
+    assert simulated.run().outcomes == ()
+    fetched = simulated.shelf.fetched
+    result = simulated.run(versions("a", "b", serve="a", sequence=4))
+    assert result.outcomes[0].action.kind == "restore-model"
+    assert (states(result)["a:v1"], simulated.serving()) == ("Active", ["a:v1"])
+    assert simulated.shelf.fetched == fetched
+    assert not simulated.shelf.archived
+    causes = [event.message for event in simulated.journal.events(limit=1000)]
+    assert "a:v1: Active -> Archived (the snapshot lists it as archived)" in causes
+    assert "a:v1: Archived -> Pending (brought back from cold storage and verified)" in causes
+
+
+def test_bit_rot_found_while_idle_ends_in_a_repair_and_a_restart(simulated: SimulatedNode) -> None:
+    """The scrub asks for a pass; the pass hashes, fetches what is bad, and swaps to the new files (I2, I4)."""
+    simulated.run(A)
+    digest = manifest_digest("a:v1")
+    receipt = simulated.run().status.serving
+    simulated.shelf.rotten.add(digest)
+    assert simulated.reconciler.idle(StopEvent())
+    result = simulated.run()
+    kinds = [outcome.action.kind for outcome in result.outcomes]
+    assert kinds == ["verify-model", "download-model", "stop-instance", "start-instance", "validate-model"]
+    assert result.exit_code == 0
+    assert receipt is not None
+    assert result.status.serving is not None
+    assert result.status.serving.receipt not in (None, receipt.receipt), "the old receipt speaks for nothing any more"
+    assert not simulated.reconciler.idle(StopEvent())
+    assert "BitRotFound" in [event.reason for event in simulated.journal.events(limit=1000)]
+
+
+def test_the_scrub_is_off_where_its_rate_is_nothing(simulated: SimulatedNode) -> None:
+    """An owner who sets no rate has no scrub."""
+    simulated.config = node(backends={"native": {}}, models={"scrub": {"rate": "0B"}})
+    simulated.restart()
+    simulated.run(A)
+    simulated.shelf.rotten.add(manifest_digest("a:v1"))
+    assert not simulated.reconciler.idle(StopEvent())
+    assert simulated.shelf.rotten
+
+
+def test_an_unfinished_download_of_what_is_no_longer_listed_goes_after_its_grace(simulated: SimulatedNode) -> None:
+    """It has no record of its own; its grace is counted in running time all the same, and ends when it is listed."""
+    only_b = versions("b", serve="b", sequence=2, policy={"gc": {"grace": "5m"}})
+    lost = manifest_digest("a:v1")
+    simulated.run(only_b)
+    simulated.shelf.partial[lost] = 10
+    for _ in range(3):
+        simulated.later(minutes=2)
+        simulated.run()
+    assert lost in simulated.shelf.partial
+    for _ in range(2):
+        simulated.later(minutes=2)
+        simulated.run()
+    assert lost not in simulated.shelf.partial
+    assert not simulated.journal.memory(starts_since=simulated.clock.now()).leftovers
+
+
+def test_a_check_of_what_is_no_longer_stored_ends(simulated: SimulatedNode) -> None:
+    """Nobody waits for ever for a verdict on bytes that are gone."""
+    simulated.run(A)
+    digest = manifest_digest("gone:v1")
+    simulated.journal.apply([AskCheck(digest, "asked for")], simulated.clock.now())
+    assert digest in simulated.journal.memory(starts_since=simulated.clock.now()).checks
+    simulated.run()
+    assert not simulated.journal.memory(starts_since=simulated.clock.now()).checks
