@@ -190,7 +190,7 @@ ModelState = Literal["Pending", "Active", "Inactive", "Failed", "Archived"]
 
 MODEL_TRANSITIONS: Final[Mapping[ModelState | None, frozenset[ModelState]]] = MappingProxyType(
     {
-        None: frozenset({"Pending", "Failed"}),
+        None: frozenset({"Pending", "Failed", "Archived"}),
         "Pending": frozenset({"Active", "Inactive", "Failed", "Archived"}),
         "Active": frozenset({"Pending", "Inactive", "Failed", "Archived"}),
         "Inactive": frozenset({"Pending", "Active", "Failed", "Archived"}),
