@@ -58,6 +58,9 @@ _CHECK: Final = "check/"
 _UNLISTED: Final = "unlisted/"
 """Facts of this name count the running time of what lies in the store without a record, and is not listed."""
 
+_COUNTED: Final = "counted"
+"""The fact that says when that was last done."""
+
 PassOutcome = Literal["running", "applied", "failed", "cancelled", "interrupted"]
 
 
@@ -393,13 +396,21 @@ class Journal:
         )
         self._db.execute("DELETE FROM events WHERE number <= ?", ((cursor.lastrowid or 0) - KEPT_EVENTS,))
 
-    def count_unlisted(self, listed: frozenset[str], seconds: float, there: frozenset[str] = frozenset()) -> None:
+    def count_unlisted(
+        self,
+        listed: frozenset[str],
+        seconds: float,
+        there: frozenset[str] | None = None,
+        *,
+        now: datetime | None = None,
+    ) -> None:
         """Add running time to what is not listed, and forget the time of what is again, or is gone.
 
         Args:
             listed: manifests that the snapshot lists.
             seconds: running time since the last count.
-            there: manifests of which the store has something.
+            there: manifests of which the store has something; None where nobody knows.
+            now: remembered as the time of this count, as long as there is something to count.
         """
         rows = self._db.execute("SELECT manifest, unlisted_for FROM models").fetchall()
         updates = [
@@ -407,21 +418,29 @@ class Journal:
             for manifest, spent in rows
             if (manifest in listed and spent) or (manifest not in listed and seconds > 0)
         ]
-        if updates:
-            with self._transaction():
-                self._db.executemany("UPDATE models SET unlisted_for = ? WHERE manifest = ?", updates)
-        self._count_leftovers(there - listed - {manifest for manifest, _ in rows}, seconds)
+        recorded = {manifest for manifest, _ in rows}
+        leftovers = there - listed - recorded if there is not None else None
+        if not (updates or leftovers or recorded - listed or self._facts(_UNLISTED)):
+            return  # so that an idle pass writes nothing
+        with self._transaction():
+            self._db.executemany("UPDATE models SET unlisted_for = ? WHERE manifest = ?", updates)
+            if leftovers is not None:
+                self._count_leftovers(leftovers, seconds)
+            if now is not None:
+                self._set_fact(_COUNTED, _write(now))
 
     def _count_leftovers(self, leftovers: frozenset[str], seconds: float) -> None:
         known = {manifest: float(spent) for manifest, spent in self._facts(_UNLISTED).items()}
-        gone = known.keys() - leftovers
-        counted = {manifest for manifest in leftovers if manifest not in known or seconds > 0}
-        if gone or counted:
-            with self._transaction():
-                for manifest in sorted(gone):
-                    self._db.execute("DELETE FROM facts WHERE name = ?", (_UNLISTED + manifest,))
-                for manifest in sorted(counted):
-                    self._set_fact(_UNLISTED + manifest, str(known.get(manifest, 0.0) + seconds))
+        for manifest in sorted(known.keys() - leftovers):
+            self._db.execute("DELETE FROM facts WHERE name = ?", (_UNLISTED + manifest,))
+        for manifest in sorted(leftovers):
+            self._set_fact(
+                _UNLISTED + manifest, str(known.get(manifest, 0.0) + (seconds if manifest in known else 0.0))
+            )
+
+    def counted_at(self) -> datetime | None:
+        """When running time was last counted for something that is not listed."""
+        return _maybe(self.fact(_COUNTED))
 
     def forget_rejections(self, subjects: Sequence[str] | None, note: Note, now: datetime) -> int:
         """Clear remembered failures: of the named subjects, or all with their holds. Returns how many there were."""

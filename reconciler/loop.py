@@ -130,7 +130,6 @@ class Reconciler:
         self._source = source
         self._reporter = reporter
         self._last_pass: datetime | None = None
-        self._there: frozenset[str] = frozenset()
         self._published: NodeStatus | None = None
 
     def run_pass(self, *, expected: Plan | None = None) -> PassResult:
@@ -145,7 +144,6 @@ class Reconciler:
         node = self._node
         ports = node.adapters.ports
         now = ports.clock.now()
-        self._count_running_time(now)
         report = self._source.refresh(now)
         accepted = node.journal.accepted()
         outcomes: list[Outcome] = []
@@ -154,9 +152,8 @@ class Reconciler:
         for round_number in range(MAX_ROUNDS):
             desired, observed = node.look(accepted.digest if accepted else "")
             plan = make_plan(desired, observed, node.config, ports.clock.now())
-            self._there = frozenset(
-                digest for digest, seen in observed.state.models.items() if isinstance(seen, Present)
-            )
+            if round_number == 0:
+                self._count_running_time(now, observed)
             self._drop_idle_checks(observed)
             if expected is not None and round_number == 0 and plan.identity != expected.identity:
                 raise StalePlan(
@@ -257,17 +254,24 @@ class Reconciler:
         self._publish(status)
         return PassResult(status, exit_code(finding, status), tuple(outcomes), plan)
 
-    def _count_running_time(self, now: datetime) -> None:
+    def _count_running_time(self, now: datetime, observed: Observed) -> None:
+        """Count running time for what is not listed. What it comes to is for the next pass."""
         node = self._node
         accepted = node.journal.accepted()
         if accepted is None:
             return
-        spent = (now - self._last_pass).total_seconds() if self._last_pass else 0.0
+        # Where each pass is a process of its own, as under a timer, the journal knows when the last one was.
+        before = self._last_pass or node.journal.counted_at()
+        spent = (now - before).total_seconds() if before is not None else 0.0
         self._last_pass = now
         document = node.documents.snapshot(accepted.digest)
         listed = frozenset(spec.manifest.digest for spec in document.spec.models)
+        models = observed.state.models
+        unknown = any(isinstance(seen, Unknown) for seen in models.values())
+        there = frozenset(digest for digest, seen in models.items() if isinstance(seen, Present))
         # A clock that was set back counts for nothing.
-        node.journal.count_unlisted(listed, min(max(spent, 0.0), MAX_COUNTED_GAP), self._there)
+        seconds = min(max(spent, 0.0), MAX_COUNTED_GAP)
+        node.journal.count_unlisted(listed, seconds, None if unknown else there, now=now)
 
     def _previous(self) -> NodeStatus | None:
         if self._published is None:

@@ -482,6 +482,25 @@ def test_an_unfinished_download_of_what_is_no_longer_listed_goes_after_its_grace
     assert not simulated.journal.memory(starts_since=simulated.clock.now()).leftovers
 
 
+def test_the_grace_is_counted_where_each_pass_is_a_process_of_its_own(simulated: SimulatedNode) -> None:
+    """A node that is run from a timer removes what is not listed, as a daemon does (I8)."""
+    only_b = versions("b", serve="b", sequence=2, policy={"gc": {"grace": "5m"}})
+    simulated.run(A)
+    simulated.shelf.partial[manifest_digest("lost:v1")] = 10
+    simulated.run(only_b)
+    for _ in range(3):
+        simulated.later(minutes=2)
+        simulated.restart()
+        simulated.run()
+    assert manifest_digest("a:v1") in simulated.shelf.stored
+    for _ in range(2):
+        simulated.later(minutes=2)
+        simulated.restart()
+        simulated.run()
+    assert manifest_digest("a:v1") not in simulated.shelf.stored
+    assert not simulated.shelf.partial
+
+
 def test_a_check_of_what_is_no_longer_stored_ends(simulated: SimulatedNode) -> None:
     """Nobody waits for ever for a verdict on bytes that are gone."""
     simulated.run(A)

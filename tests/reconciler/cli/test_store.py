@@ -162,6 +162,7 @@ def test_gc_waits_for_the_grace_and_says_how_long(machine: Machine) -> None:
         stop=StopEvent(),
     )
     with machine.journal() as journal:
+        journal.count_unlisted(frozenset({MODEL.digest}), 0.0, frozenset({MODEL.digest, OTHER.digest}))
         journal.count_unlisted(frozenset({MODEL.digest}), 100.0, frozenset({MODEL.digest, OTHER.digest}))
     shown = machine.run("gc", "--dry-run").output
     assert "Kept for now, 58.6 KiB" in shown
