@@ -132,11 +132,12 @@ class Reconciler:
         self._last_pass: datetime | None = None
         self._published: NodeStatus | None = None
 
-    def run_pass(self, *, expected: Plan | None = None) -> PassResult:
+    def run_pass(self, *, expected: Plan | None = None, ignore_windows: bool = False) -> PassResult:
         """Bring the node to its desired state, as far as it can be done now.
 
         Args:
-            expected: a saved plan: the first round's plan must be the same.
+            expected: a saved plan: the first round's plan must be the same. What it was allowed, this pass is.
+            ignore_windows: a person wants changes now, whatever the maintenance windows say.
 
         Raises:
             StalePlan: it is not.
@@ -149,9 +150,10 @@ class Reconciler:
         outcomes: list[Outcome] = []
         drifted = False
         tried: tuple[Action, ...] = ()
+        ignore_windows = ignore_windows or (expected is not None and expected.outside_window)
         for round_number in range(MAX_ROUNDS):
             desired, observed = node.look(accepted.digest if accepted else "")
-            plan = make_plan(desired, observed, node.config, ports.clock.now())
+            plan = make_plan(desired, observed, node.config, ports.clock.now(), ignore_windows=ignore_windows)
             if round_number == 0:
                 self._count_running_time(now, observed)
             self._drop_idle_checks(observed)
@@ -161,6 +163,9 @@ class Reconciler:
                 )
             if not plan.actions or ports.stop.is_set():
                 break
+            if plan.outside_window:
+                note = Note("Warning", "WindowIgnored", "changes are made outside their maintenance window, by hand")
+                node.journal.apply((note,), ports.clock.now())
             drifted = drifted or (round_number == 0 and observed.memory.applied == plan.snapshot)
             execution = execute(
                 plan,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reconciler.selectors import node_labels
 from reconciler.target import assigned
 from schemas.errors import BackendUnavailable, MissingDocument, ReconcileError
 from schemas.observation import Absent, ArchivedModel, NodeState, Observed, PartialModel, Present, StoredModel, Unknown
@@ -47,7 +48,8 @@ def observe(
     """
     installed = tuple(native for engine in engines.values() if (native := engine.native()) is not None)
     machine = hardware.read()
-    assignment = assigned(document, node_id, machine, node) if document is not None else None
+    labels = node_labels(node.labels, machine, installed, backends)
+    assignment = assigned(document, node_id, labels) if document is not None else None
     wanted = _wanted(document, assignment, memory)
     models = _models(store, wanted)
     missing, room = _missing(store, documents, [*wanted, *_returning(document, wanted, models)], models)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from schemas.plan import Action
 
 
-def plan(desired: Desired, observed: Observed, node: NodeConfig, now: datetime) -> Plan:
+def plan(
+    desired: Desired, observed: Observed, node: NodeConfig, now: datetime, *, ignore_windows: bool = False
+) -> Plan:
     """What would make this node what the snapshot says.
 
     Args:
@@ -28,9 +30,10 @@ def plan(desired: Desired, observed: Observed, node: NodeConfig, now: datetime) 
         observed: what is there, and what is remembered.
         node: the owner's configuration and policy.
         now: the time at which holds, windows and retests are judged.
+        ignore_windows: a person at the node wants changes now, whatever the maintenance windows say.
     """
     choice = choose(desired, observed, node)
-    situation = Situation(desired, observed, node, now, choice)
+    situation = Situation(desired, observed, node, now, choice, ignore_windows)
     draft = Draft(held=list(choice.held), trace=list(choice.trace))
     if not observed.memory.suspended:
         for kind in KINDS:
@@ -125,6 +128,7 @@ def _finish(situation: Situation, draft: Draft) -> Plan:
         sequence=desired.document.metadata.sequence if desired.document else 0,
         draft=not desired.verified and desired.document is not None,
         observation=fingerprint(observed),
+        outside_window=draft.outside_window,
         actions=actions,
         held=_distinct(draft.held),
         trace=tuple(draft.trace),

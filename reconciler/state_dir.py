@@ -32,6 +32,11 @@ class StateDir:
         return self.root / "mark"
 
     @property
+    def timestamp(self) -> Path:
+        """Second copy of the newest accepted timestamp."""
+        return self.root / "timestamp"
+
+    @property
     def status(self) -> Path:
         """Published status, readable without rights on the journal."""
         return self.root / "status.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from reconciler.inventory import facts
 from runtime.interfaces import SOCKET_NAME
 from schemas.observation import Present, StoredModel
 from schemas.status import (
@@ -112,6 +113,7 @@ def summarise(finding: Finding) -> NodeStatus:
             gpus=tuple(GpuStatus(uuid=g.uuid, name=g.name, memory=g.memory, driver=g.driver) for g in hardware.gpus),
         ),
         engines=tuple(f"{engine.engine} {engine.version}" for engine in finding.observed.state.engines),
+        facts=facts(finding.node, finding.observed),
     )
 
 
@@ -312,6 +314,10 @@ def _models(finding: Finding, serving: ServingStatus | None) -> tuple[ModelStatu
             cause=record.cause[:4096],
             since=record.since.replace(microsecond=0),
             guarded=digest in stored and stored[digest].guarded,
+            failures=record.failures,
+            not_before=record.not_before.replace(microsecond=0) if record.not_before else None,
+            # By the minute: a status that grows by a second at each pass would be written at each pass.
+            unlisted_for=record.unlisted_for // 60 * 60,
         )
         for digest, record in sorted(finding.observed.memory.models.items(), key=lambda item: item[1].key)
     )

@@ -179,6 +179,15 @@ class Explanation(Frozen):
     decision: Text
 
 
+class Notice(Frozen):
+    """Something about where the snapshot comes from that stops nothing, and that a person should know."""
+
+    reason: Text
+    """Stable CamelCase reason: `StaleSource`, `FreezeSuspected`, `ClockBehind`, ..."""
+    message: Text
+    """For people."""
+
+
 class Cost(Frozen):
     """What carrying out a plan takes."""
 
@@ -208,9 +217,12 @@ class Plan(Document):
     """Made from an unverified snapshot: can be read, never applied."""
     observation: Digest
     """Fingerprint of what was observed; volatile readings are left out."""
+    outside_window: bool = False
+    """A person wants it outside the maintenance windows."""
     actions: tuple[Action, ...]
     held: tuple[Held, ...] = ()
     trace: tuple[Explanation, ...] = ()
+    notices: tuple[Notice, ...] = ()
     cost: Cost = Cost.model_construct()
     made_at: Time
 

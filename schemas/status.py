@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.base import Address, Count, Digest, Document, Duration, Frozen, ModelKey, Size, Text, Time
+from schemas.facts import NodeFacts
 from schemas.plan import Held
 
 ConditionType = Literal["Ready", "Reconciling", "Stalled", "SourceVerified", "Drifted", "RolledBack", "Suspended"]
@@ -58,6 +59,12 @@ class ModelStatus(Frozen):
     since: Time
     guarded: bool = False
     """Whether the kernel refuses changed bytes of all its files (fs-verity)."""
+    failures: Count = 0
+    """Consecutive failures of download, hash check or validation."""
+    not_before: Time | None = None
+    """No attempt before this time."""
+    unlisted_for: Annotated[float, Field(ge=0)] = 0
+    """Running time since it was last listed, seconds; 0 while listed."""
 
 
 class ServingStatus(Frozen):
@@ -137,6 +144,8 @@ class NodeStatus(Document):
     hardware: HardwareStatus
     engines: tuple[Text, ...]
     """Native engines, `name version`."""
+    facts: NodeFacts | None = None
+    """What else a plan depends on, so that it can be made elsewhere (`reconcile plan --inventory`)."""
 
     def condition(self, wanted: ConditionType) -> Condition | None:
         """The condition of a type, if it was determined."""

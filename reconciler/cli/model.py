@@ -147,7 +147,7 @@ def list_(workspace: Workspace, *, as_json: bool) -> None:
     from reconciler.cli.judging import sizes_of
 
     document = read_snapshot(workspace.snapshot(), workspace.snapshot_file)
-    sizes = sizes_of(workspace, document)
+    sizes = sizes_of(workspace.files, document)
     if as_json:
         models = [
             {

@@ -94,7 +94,11 @@ def plan_text(plan: Plan) -> str:
         lines.append("No changes." if not plan.held else "No changes now.")
     else:
         lines += ["", _count(plan, swap=swap), *_costs(plan)]
+        if plan.outside_window:
+            lines.append(paint("Outside its maintenance window: applied only because a person says so.", "yellow"))
     lines += _held_lines(plan.held)
+    lines += [""] if plan.notices else []
+    lines += [f"{paint('Note:', 'yellow')} {item.reason}: {item.message}" for item in plan.notices]
     if plan.draft:
         lines += ["", paint("A draft: the snapshot was not verified. It can be read, never applied.", "yellow")]
     return "\n".join(lines)
@@ -183,11 +187,11 @@ def summary_text(status: NodeStatus) -> str:
         if condition is None:
             continue
         good = condition.status == ("True" if type_ in ("Ready", "SourceVerified") else "False")
-        if good and type_ != "Ready":
+        remark = type_ == "SourceVerified" and condition.reason != "Verified"
+        if good and type_ != "Ready" and not remark:
             continue
-        lines.append(
-            f"{paint(type_, 'green' if good else 'red')}={condition.status} {condition.reason}: {condition.message}"
-        )
+        colour = "yellow" if good and remark else "green" if good else "red"
+        lines.append(f"{paint(type_, colour)}={condition.status} {condition.reason}: {condition.message}")
     return "\n".join(lines)
 
 
@@ -234,6 +238,8 @@ def _condition_lines(status: NodeStatus, now: datetime) -> list[str]:
             colour = "red"
         if condition.type in ("Ready", "SourceVerified") and condition.status != "True":
             colour = "red"
+        elif condition.type == "SourceVerified" and condition.reason != "Verified":
+            colour = "yellow"
         rows.append(
             (
                 condition.type,

@@ -27,6 +27,7 @@ SECTIONS = {
         "validate": Lazy(f"{_JUDGE}:validate", "Check it and every file it names; signatures are left out."),
         "lint": Lazy(f"{_JUDGE}:lint", "Find traps: what is well-formed and still not meant."),
         "sign": Lazy("reconciler.cli.signing:sign", "Sign it, after showing what changes."),
+        "timestamp": Lazy("reconciler.cli.timestamp:timestamp", "Say with an online key that it is the newest."),
         "verify": Lazy(f"{_JUDGE}:verify", "Decide as a node would: trust, signatures, validity, files."),
     },
 }

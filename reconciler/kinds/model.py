@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.kinds.base import Kind
+from reconciler.kinds.base import Kind, waits
 from reconciler.memory import Change, DropCheck, DropHold, Note, PutModel, model_state
-from reconciler.windows import is_open, next_opening
 from schemas.observation import Absent, ArchivedModel, PartialModel, Present, StoredModel, Unknown
 from schemas.plan import Action, DownloadModel, RestoreModel, SetModelState, VerifyModel
 from schemas.snapshot import FileRef
@@ -135,21 +134,12 @@ def _add_staging(situation: Situation, draft: Draft, action: Action, key: str, d
         draft.hold(key, hold.reason, f"{hold.message} ({_attempts(hold.failures)})", hold.until)
         _block_if_target(situation, draft, digest)
         return
-    if not isinstance(action, VerifyModel) and not _may_stage(situation):
-        windows = situation.desired.document.spec.policy.windows.stage if situation.desired.document else ()
-        draft.hold(key, "OutsideWindow", "staging waits for its window", next_opening(windows, situation.now))
+    if not isinstance(action, VerifyModel) and waits(situation, draft, "stage", key, "staging waits for its window"):
         _block_if_target(situation, draft, digest)
         return
     draft.actions.append(action)
     if _is_target(situation, digest):
         draft.staging.append(action.id)
-
-
-def _may_stage(situation: Situation) -> bool:
-    if situation.desired.document is None:
-        return True
-    windows = situation.desired.document.spec.policy.windows
-    return windows.urgent or is_open(windows.stage, situation.now)
 
 
 def _is_target(situation: Situation, digest: str) -> bool:

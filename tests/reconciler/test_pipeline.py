@@ -16,7 +16,8 @@ from reconciler.memory import AskCheck
 from runtime.engines.simulated import ENVIRONMENT
 from runtime.host import StopEvent
 from schemas.errors import Expired, SignaturesPending, SourceUnreachable, StalePlan, ThresholdNotMet
-from tests.support.builders import assignment, hardware, manifest_digest, model, node, runtime, snapshot
+from tests.support.builders import assignment, hardware, manifest_digest, model, node, snapshot
+from tests.support.histories import NAMES, mishap, worlds
 from tests.support.simulated_node import CrashError, FixedHardware, Recorder, SimulatedNode, conditions, states
 
 V1 = snapshot()
@@ -131,6 +132,21 @@ def test_killed_engine_comes_back_validated(simulated: SimulatedNode) -> None:
     assert drifted.reason == "Repaired"
 
 
+def test_the_socket_folder_of_a_start_that_never_was_goes(simulated: SimulatedNode) -> None:
+    """An agent that died between a folder and its instance leaves nothing for ever (I7), and takes nothing else."""
+    run = simulated.node.state.run
+    orphan, other, serving = (
+        run / "reconcile-testnet-0a0b0c0d0e0f",
+        run / "reconcile-mainnet-0a0b0c0d0e0f",
+        run / "front",
+    )
+    for folder in (orphan, other, serving):
+        folder.mkdir(parents=True)
+    simulated.run(A)
+    (name,) = [item.name for item in simulated.room.running()]
+    assert {path.name for path in run.iterdir()} == {other.name, serving.name, name}
+
+
 def test_crash_loop_ends_in_stalled(simulated: SimulatedNode) -> None:
     """An engine that dies again and again is not restarted for ever; later it gets another chance."""
     simulated.run(A)
@@ -242,6 +258,28 @@ def test_withdrawn_model_is_stopped_even_if_nothing_serves_then(simulated: Simul
     assert result.exit_code == 6
 
 
+def test_a_window_is_ignored_by_hand_and_on_record(simulated: SimulatedNode) -> None:
+    """Outside every window nothing moves; a person can say otherwise, for one pass, and history and events say so."""
+    simulated.run(A)
+    window = {"days": ("tue",), "from": "02:00", "to": "05:00"}
+    closed = snapshot(
+        models=(model("a"), model("b")),
+        assignments=(assignment("b:v1"),),
+        sequence=2,
+        policy={"windows": {"stage": (window,), "swap": (window,)}},
+    )
+    waiting = simulated.run(closed)
+    assert simulated.serving() == ["a:v1"]
+    assert waiting.exit_code == 5
+    result = simulated.reconciler.run_pass(ignore_windows=True)
+    assert simulated.serving() == ["b:v1"]
+    assert result.exit_code == 0
+    assert "outside its maintenance window, by hand" in simulated.journal.history(limit=1)[0].summary
+    assert "WindowIgnored" in [event.reason for event in simulated.journal.events()]
+    simulated.run(closed.model_copy(update={"metadata": closed.metadata.model_copy(update={"sequence": 3})}))
+    assert [event.reason for event in simulated.journal.events()].count("WindowIgnored") == 1
+
+
 def test_unlisted_model_goes_after_its_grace_of_running_time(simulated: SimulatedNode) -> None:
     """Removal waits for running time: a long gap between passes counts for little (I8)."""
     only_b = versions("b", serve="b", sequence=2, policy={"gc": {"grace": "5m"}})
@@ -336,44 +374,6 @@ def test_crash_between_any_two_steps_converges(tmp_path: Path, lies: bool) -> No
     assert point > 8
 
 
-NAMES = ("a", "b", "c")
-
-
-@st.composite
-def worlds(draw: st.DrawFn) -> list[tuple[str, Any]]:
-    """A history: snapshots and mishaps in any order."""
-    steps: list[tuple[str, Any]] = []
-    for sequence in range(1, draw(st.integers(2, 6)) + 1):
-        listed = draw(st.sets(st.sampled_from(NAMES), min_size=1))
-        serve = draw(st.sampled_from(sorted(listed)))
-        context = draw(st.sampled_from((512, 2048)))
-        document = snapshot(
-            models=tuple(model(name) for name in sorted(listed)),
-            runtimes=(runtime(engineArgs={"contextSize": context}),),
-            assignments=(assignment(f"{serve}:v1"),),
-            sequence=sequence,
-        )
-        steps.append(("snapshot", document))
-        mishaps = ("kill", "touch", "restart", "later", "unreachable", "corrupt", "nothing")
-        steps.append((draw(st.sampled_from(mishaps)), draw(st.sampled_from(NAMES))))
-    return steps
-
-
-def _mishap(simulated: SimulatedNode, what: str, name: str) -> None:
-    digest = manifest_digest(f"{name}:v1")
-    simulated.shelf.unreachable = what == "unreachable"
-    if what == "kill" and simulated.room.running():
-        simulated.room.kill(simulated.room.running()[0].name)
-    elif what == "touch" and digest in simulated.shelf.stored:
-        simulated.shelf.touch(digest)
-    elif what == "restart":
-        simulated.restart()
-    elif what == "later":
-        simulated.later(hours=7)
-    elif what == "corrupt":
-        simulated.shelf.corrupt_sources ^= {digest}
-
-
 @settings(max_examples=60, deadline=None)
 @given(history=worlds(), lies=st.sets(st.sampled_from(NAMES), max_size=2))
 def test_plan_after_apply_is_empty(history: list[tuple[str, Any]], lies: set[str]) -> None:
@@ -385,7 +385,7 @@ def test_plan_after_apply_is_empty(history: list[tuple[str, Any]], lies: set[str
             if what == "snapshot":
                 simulated.offer(value)
             else:
-                _mishap(simulated, what, value)
+                mishap(simulated, what, value)
             simulated.run()
             assert simulated.run().plan.actions == ()
             assert simulated.room.most_running <= 1

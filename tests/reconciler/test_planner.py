@@ -273,6 +273,19 @@ def test_swap_waits_for_its_window_and_staging_does_not() -> None:
     assert made.held[0].until == NOW.replace(day=3, hour=2)
 
 
+def test_an_image_waits_for_the_staging_window() -> None:
+    """A pull is staging: outside its window it waits, and what serves is not stopped for it (I4)."""
+    window = {"days": ("tue",), "from": "02:00", "to": "05:00"}
+    closed = snapshot(runtimes=(container_runtime(),), policy={"windows": {"stage": (window,)}})
+    seen = observed(models=(stored(),), backends={"docker": Present(())})
+    config = node(backends={"docker": {"socket": "/run/docker.sock"}})
+    made = plan(desired(closed), seen, config, NOW)
+    assert text(made) == "held image OutsideWindow"
+    allowed = plan(desired(closed), seen, config, NOW, ignore_windows=True)
+    assert allowed.actions[0].kind == "pull-image"
+    assert (made.outside_window, allowed.outside_window) == (False, True)
+
+
 def test_crash_loop_ends_in_a_hold() -> None:
     """Five starts in ten minutes are enough."""
     of = target()
