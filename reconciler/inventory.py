@@ -31,6 +31,7 @@ from schemas.fleet import FleetPlan, NodeOutlook, RolloutReach, WaveReach
 from schemas.node import NodeConfig, SourcePolicy, TrustPin
 from schemas.observation import (
     Absent,
+    ArchivedModel,
     Gpu,
     Hardware,
     Hold,
@@ -38,6 +39,7 @@ from schemas.observation import (
     LastKnownGood,
     Memory,
     ModelRecord,
+    ModelSeen,
     NativeEngine,
     NodeState,
     Observed,
@@ -112,13 +114,16 @@ def _image(name: str, seen: Observation[str]) -> ImageFacts:
     return ImageFacts(name=name, unknown=_why(seen) if isinstance(seen, Unknown) else "")
 
 
-def _stored(digest: str, seen: Observation[StoredModel | PartialModel]) -> StoredFacts:
+def _stored(digest: str, seen: Observation[ModelSeen]) -> StoredFacts:
     if isinstance(seen, Unknown):
         return StoredFacts(manifest=digest, state="unknown", unknown=_why(seen))
     if isinstance(seen, Absent):
         return StoredFacts(manifest=digest, state="absent")
+    if isinstance(seen.value, ArchivedModel):
+        return StoredFacts(manifest=digest, state="archived", bytes=seen.value.size)
     if isinstance(seen.value, PartialModel):
-        return StoredFacts(manifest=digest, state="partial", bytes=seen.value.verified_bytes)
+        state: Literal["partial", "quarantined"] = "quarantined" if seen.value.quarantined else "partial"
+        return StoredFacts(manifest=digest, state=state, bytes=seen.value.verified_bytes)
     return StoredFacts(manifest=digest, state="stored" if seen.value.intact else "changed", bytes=seen.value.size)
 
 
@@ -234,13 +239,15 @@ def _seen_image(item: ImageFacts) -> Observation[str]:
     return Present(item.id) if item.id else Absent()
 
 
-def _seen_model(item: StoredFacts) -> Observation[StoredModel | PartialModel]:
+def _seen_model(item: StoredFacts) -> Observation[ModelSeen]:
     if item.state == "unknown":
         return Unknown(item.unknown)
     if item.state == "absent":
         return Absent()
-    if item.state == "partial":
-        return Present(PartialModel(item.manifest, item.bytes))
+    if item.state == "archived":
+        return Present(ArchivedModel(item.manifest, item.bytes))
+    if item.state in ("partial", "quarantined"):
+        return Present(PartialModel(item.manifest, item.bytes, quarantined=item.state == "quarantined"))
     return Present(StoredModel(item.manifest, item.state == "stored", item.bytes))
 
 

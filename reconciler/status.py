@@ -17,6 +17,7 @@ from schemas.status import (
     NodeStatus,
     ServingStatus,
     SnapshotStatus,
+    StoreStatus,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +96,12 @@ def summarise(finding: Finding) -> NodeStatus:
         snapshot=_snapshot(finding.accepted),
         serving=serving,
         models=_models(finding, serving),
+        store=StoreStatus(
+            unguarded=finding.observed.state.unguarded,
+            scrub_rate=finding.node.models.scrub.rate,
+            scrub_every=finding.node.models.scrub.every,
+            residue=finding.observed.state.residue,
+        ),
         held=finding.plan.held,
         hardware=HardwareStatus(
             platform=hardware.platform,
@@ -292,8 +299,8 @@ def _receipt(finding: Finding, target: ServingTarget, instance: Instance) -> Rec
 
 
 def _models(finding: Finding, serving: ServingStatus | None) -> tuple[ModelStatus, ...]:
-    stored: Mapping[str, int] = {
-        digest: seen.value.size
+    stored: Mapping[str, StoredModel] = {
+        digest: seen.value
         for digest, seen in finding.observed.state.models.items()
         if isinstance(seen, Present) and isinstance(seen.value, StoredModel)
     }
@@ -303,9 +310,10 @@ def _models(finding: Finding, serving: ServingStatus | None) -> tuple[ModelStatu
             manifest=digest,
             state=record.state,
             loaded=serving is not None and serving.manifest == digest and serving.receipt is not None,
-            size=stored.get(digest, record.size),
+            size=stored[digest].size if digest in stored else record.size,
             cause=record.cause[:4096],
             since=record.since.replace(microsecond=0),
+            guarded=digest in stored and stored[digest].guarded,
             failures=record.failures,
             not_before=record.not_before.replace(microsecond=0) if record.not_before else None,
             # By the minute: a status that grows by a second at each pass would be written at each pass.

@@ -10,7 +10,8 @@
     |- Transient             exit 1   tried again with backoff
     |  `- SourceUnreachable, DownloadFailed, BackendUnavailable, EngineUnreachable
     |- Terminal              exit 1   the same attempt would fail again: its subject waits for a change or a `retry`
-    |  `- ModelCorrupt, ImageUnavailable, StartFailed, NotReadyInTime, ValidationFailed, Incompatible, IsolationRefused
+    |  `- ModelCorrupt, ImageUnavailable, StartFailed, NotReadyInTime, ValidationFailed, Incompatible,
+    |     SignatureRefused, IsolationRefused
     `- Operational           exit 1   a person has to act
        `- ConfigError, StateLocked, NoSpace, StalePlan (exit 4), StateCorrupt, NotInitialised, KeyLocked,
           ClockBehind, UsageError (exit 64)
@@ -332,6 +333,14 @@ class Incompatible(Terminal):
     """The node cannot run what the snapshot asks for; nothing was tried.
 
     Do: serve something that this machine can run, or give it what the message names.
+    """
+
+
+class SignatureRefused(Terminal):
+    """A model does not carry the signature of its maker that its manifest asks for.
+
+    Do: ask the maker for the signed files, or approve the model anew (`reconcile model add --signed-by`) with the key
+    that it is signed with.
     """
 
 

@@ -54,8 +54,8 @@ class StoredFacts(Frozen):
     """A model in the store, or one that was looked for."""
 
     manifest: Digest
-    state: Literal["absent", "partial", "stored", "changed", "unknown"]
-    """`changed`: files differ from what was verified, and are hashed before use."""
+    state: Literal["absent", "partial", "quarantined", "archived", "stored", "changed", "unknown"]
+    """`changed`: files differ from what was verified, and are hashed before use; `quarantined` ones wait for repair."""
     bytes: Size = 0
     """Of a stored model all, of a partial one those that need not be fetched again."""
     unknown: Text = ""

@@ -90,6 +90,24 @@ class NodePolicy(Frozen):
     """Disk kept for the node's own state, bytes."""
 
 
+class ScrubConfig(Frozen):
+    """Looking for bit rot while nothing else is to be done."""
+
+    rate: Size = 2**24
+    """Bytes a second, at most; 0 turns it off."""
+    every: Annotated[Duration, Field(ge=60)] = 30 * 86400
+    """Seconds within which every model is looked through, as far as the rate allows."""
+
+
+class ModelsConfig(Frozen):
+    """How models are kept."""
+
+    archive: AbsolutePath | None = None
+    """Folder on a cold disk, for models that the snapshot lists as archived; below the state directory if not given."""
+    scrub: ScrubConfig = ScrubConfig.model_construct()
+    """Looking for bit rot."""
+
+
 class IdentityConfig(Frozen):
     """How the node's key is protected."""
 
@@ -126,6 +144,8 @@ class NodeConfig(Document):
     """How instances may be run here."""
     policy: NodePolicy = NodePolicy.model_construct()
     """The owner's rules."""
+    models: ModelsConfig = ModelsConfig.model_construct()
+    """How models are kept."""
     interval: Duration = 30
     """Seconds between polls of `--watch`."""
     git_timeout: Annotated[Duration, Field(ge=1)] = 120

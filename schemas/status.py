@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Address, Count, Digest, Document, Frozen, ModelKey, Size, Text, Time
+from schemas.base import Address, Count, Digest, Document, Duration, Frozen, ModelKey, Size, Text, Time
 from schemas.facts import NodeFacts
 from schemas.plan import Held
 
@@ -57,6 +57,8 @@ class ModelStatus(Frozen):
     size: Size
     cause: Text
     since: Time
+    guarded: bool = False
+    """Whether the kernel refuses changed bytes of all its files (fs-verity)."""
     failures: Count = 0
     """Consecutive failures of download, hash check or validation."""
     not_before: Time | None = None
@@ -81,6 +83,19 @@ class ServingStatus(Frozen):
     receipt: Digest | None = None
     not_enforced: tuple[Text, ...] = ()
     """Restrictions that are not enforced for this instance (I10)."""
+
+
+class StoreStatus(Frozen):
+    """The model store."""
+
+    unguarded: Text = ""
+    """Why the kernel does not refuse changed bytes here (fs-verity); empty where it does."""
+    scrub_rate: Size = 0
+    """Bytes a second that are looked through for bit rot, at most; 0 where that is off."""
+    scrub_every: Duration = 0
+    """Seconds within which every model is looked through."""
+    residue: Size = 0
+    """Bytes that an interruption left lying about, until the next pass."""
 
 
 class GpuStatus(Frozen):
@@ -123,6 +138,8 @@ class NodeStatus(Document):
     """The accepted snapshot."""
     serving: ServingStatus | None = None
     models: tuple[ModelStatus, ...]
+    store: StoreStatus | None = None
+    """The model store."""
     held: tuple[Held, ...]
     hardware: HardwareStatus
     engines: tuple[Text, ...]

@@ -44,6 +44,8 @@ SECTIONS: Final = {
         "suspend": Lazy("reconciler.cli.node:suspend", "Hold every change but a withdrawal."),
         "resume": Lazy("reconciler.cli.node:resume", "Let changes be applied again."),
         "notify": Lazy("reconciler.cli.node:notify", "Tell a running daemon to look at once."),
+        "verify": Lazy("reconciler.cli.store:verify", "Hash stored models again, now."),
+        "gc": Lazy("reconciler.cli.store:gc", "Remove what is no longer listed, after its grace."),
         "retry": Lazy("reconciler.cli.node:retry", "Forget remembered failures and try again."),
     },
     "Network operator": {

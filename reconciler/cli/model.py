@@ -49,6 +49,12 @@ def model() -> None:
 @click.option("--state", type=click.Choice(["active", "inactive", "archived"]), help="Its state [default: active].")
 @click.option("--gpu-memory", type=SizeType(), help="GPU memory that it needs, e.g. 16GiB.")
 @click.option("--memory", type=SizeType(), help="Main memory that it needs.")
+@click.option(
+    "--signed-by",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="PEM: the public key, or the authorities, of whom the OpenSSF signature in the model has to be.",
+)
+@click.option("--signature", default="model.sig", show_default=True, help="The signature among the model's files.")
 @click.option("--task", "tasks", multiple=True, help="What it is for: chat, completion; repeatable.")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep a file read from a URL here.")
 @click.option("--allow-http", is_flag=True, help="Read plain http URLs, too.")
@@ -69,8 +75,9 @@ def add(workspace: Workspace, path: str, name: str, version: str, *, as_json: bo
         raise UsageError(f"{path} does not exist")
     document = edit_snapshot(workspace)
     _check_identity(name, version)
+    signature = _signature(given.pop("signed_by"), given.pop("signature"))
     with _data(path, given) as (built, folder):
-        manifest_path, digest = _write_manifest(workspace, built, name, version, folder)
+        manifest_path, digest = _write_manifest(workspace, built, name, version, folder, signature)
     before = document.text
     _list(workspace, document, name, version, {"path": manifest_path, "digest": digest}, given)
     if as_json:
@@ -329,13 +336,30 @@ class _Told:
             note(f"reading {name} ({size(total)}) ...")
 
 
-def _write_manifest(workspace: Workspace, built: BuiltManifest, name: str, version: str, data: Path) -> tuple[str, str]:
+def _signature(key: Path | None, file: str) -> dict[str, str] | None:
+    """The manifest's entry about the maker's signature; None where nobody asked for one."""
+    if key is None:
+        return None
+    pem = key.read_text(encoding="ascii", errors="replace")
+    field = "certificates" if "BEGIN CERTIFICATE" in pem else "publicKey"
+    return {"file": file, field: pem}
+
+
+def _write_manifest(
+    workspace: Workspace,
+    built: BuiltManifest,
+    name: str,
+    version: str,
+    data: Path,
+    signature: dict[str, str] | None = None,
+) -> tuple[str, str]:
     """Write the manifest and its pieces; returns the manifest's path and digest."""
     from desired_state.authoring import render
     from desired_state.drafting import MANIFEST_HEAD, manifest
     from desired_state.load import parse_manifest
     from runtime.interfaces import Model
     from runtime.models.formats import check_content
+    from runtime.models.openssf import check_signature
     from schemas.digests import digest_bytes
 
     base = f"models/{name}/{version}"
@@ -343,6 +367,7 @@ def _write_manifest(workspace: Workspace, built: BuiltManifest, name: str, versi
         "format": built.format,
         "files": list(built.files),
         "pieces": {"path": f"{base}.pieces", "digest": built.pieces_digest},
+        **({"signature": signature} if signature is not None else {}),
     }
     content = (MANIFEST_HEAD + render(manifest(name, version, spec))).encode()
     parsed = parse_manifest(content, file=f"{base}.yaml")
@@ -356,6 +381,7 @@ def _write_manifest(workspace: Workspace, built: BuiltManifest, name: str, versi
         )
     except OSError as error:
         raise Incompatible(f"{error.filename or data}: {error.strerror or error}") from error
+    check_signature(parsed, folder)
     ports().files.make_folder(workspace.root / "models" / name)
     workspace.write(f"{base}.pieces", built.pieces)
     workspace.write(f"{base}.yaml", content)

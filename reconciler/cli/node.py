@@ -86,6 +86,7 @@ def _watch(path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> in
                 clock=SystemClock(),
                 randomness=SystemRandomness(),
                 reported=_Changes(as_json=as_json),
+                idle=reconciler.idle,
             )
     return 0
 

@@ -8,15 +8,19 @@ from reconciler.cli.console import duration, paint, relative_time, size, table
 from schemas.digests import short
 from schemas.plan import (
     Action,
+    ArchiveModel,
     DownloadModel,
     Explanation,
     Held,
     Plan,
     PullImage,
+    RemoveLeftover,
     RemoveModel,
+    RestoreModel,
     SetModelState,
     StartInstance,
     StopInstance,
+    SweepStore,
     ValidateModel,
     VerifyModel,
 )
@@ -26,17 +30,21 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.journal import Event, PassRecord
-    from schemas.status import NodeStatus
+    from schemas.status import NodeStatus, StoreStatus
 
 _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     DownloadModel: ("+", "download"),
+    RestoreModel: ("+", "restore"),
     PullImage: ("+", "pull"),
     VerifyModel: ("~", "verify"),
+    ArchiveModel: ("~", "archive"),
     SetModelState: ("~", "state"),
     StopInstance: ("-", "stop"),
     StartInstance: ("+", "start"),
     ValidateModel: ("~", "validate"),
     RemoveModel: ("-", "remove"),
+    RemoveLeftover: ("-", "remove"),
+    SweepStore: ("-", "sweep"),
 }
 _COLOURS: Final = {"+": "green", "~": "yellow", "-": "red", "-/+": "magenta"}
 _CONDITION_COLOURS: Final = {("Ready", "True"): "green", ("SourceVerified", "True"): "green"}
@@ -56,8 +64,8 @@ def _about(action: Action) -> str:
     if isinstance(action, DownloadModel):
         hosts = f"from {len(action.sources)} source{'s' if len(action.sources) != 1 else ''}"
         return f"{action.model}  {size(action.to_fetch)} of {size(action.size)} {hosts}"
-    if isinstance(action, VerifyModel | RemoveModel):
-        return f"{action.model}  {size(action.size)}"
+    if isinstance(action, RestoreModel | ArchiveModel | VerifyModel | RemoveModel | RemoveLeftover | SweepStore):
+        return f"{_stored(action)}  {size(action.size)}"
     if isinstance(action, SetModelState):
         return f"{action.model}  {action.before} -> {action.after}"
     if isinstance(action, PullImage):
@@ -66,6 +74,12 @@ def _about(action: Action) -> str:
         return f"{action.instance}  ({action.backend})"
     target = action.target
     return f"{target.model}  on {target.engine} {target.version} ({target.backend})"
+
+
+def _stored(action: RestoreModel | ArchiveModel | VerifyModel | RemoveModel | RemoveLeftover | SweepStore) -> str:
+    if isinstance(action, SweepStore):
+        return "the model store"
+    return short(action.manifest) if isinstance(action, RemoveLeftover) else action.model
 
 
 def plan_text(plan: Plan) -> str:
@@ -139,6 +153,8 @@ def status_text(status: NodeStatus, now: datetime) -> str:
             lines.append(f"Isolation not enforced here: {', '.join(status.serving.not_enforced)}")
     lines += ["", *_condition_lines(status, now), "", *_model_lines(status, now)]
     lines += _held_lines(status.held)
+    if status.store is not None:
+        lines += ["", *_store_lines(status.store)]
     machine = status.hardware
     gpus = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
     lines += [
@@ -149,6 +165,18 @@ def status_text(status: NodeStatus, now: datetime) -> str:
         f"As of     {relative_time(status.updated_at, now)}",
     ]
     return "\n".join(lines)
+
+
+def _store_lines(store: StoreStatus) -> list[str]:
+    guarded = "the kernel refuses changed bytes (fs-verity)"
+    if store.unguarded:
+        guarded = f"no fs-verity ({store.unguarded}): changed bytes are found before a start, and by the scrub"
+    scrub = (
+        f"every model within {duration(store.scrub_every)}, at {size(store.scrub_rate)}/s"
+        if store.scrub_rate
+        else "off"
+    )
+    return [f"Store     {guarded}", f"Scrub     {scrub}"]
 
 
 def summary_text(status: NodeStatus) -> str:

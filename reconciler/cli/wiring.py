@@ -158,6 +158,8 @@ def build_store(
         connections=config.download_connections,
         stall=config.download_stall,
         reserve=config.policy.reserve,
+        # Several networks may share a cold disk: each has a folder of its own there, and removes from no other.
+        archive=Path(config.models.archive) / config.network if config.models.archive else None,
         nearby=nearby,
     )
 
