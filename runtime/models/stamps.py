@@ -8,6 +8,7 @@ between leaves stamps behind that no longer speak, and costs one hashing, never 
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -87,12 +88,12 @@ class Stamps:
             OSError: the store cannot be read.
         """
         try:
-            names = sorted(path.stem for path in (self._layout.root / "stamps").iterdir() if path.suffix == ".json")
+            names = sorted(os.listdir(self._layout.root / "stamps"))
         except FileNotFoundError:
             return {}
         folders = self._layout.folders()
-        digests = (f"blake3:{name}" for name in names)
-        return {digest: folders[short(digest)] for digest in digests if short(digest) in folders}
+        digests = (f"blake3:{name.removesuffix('.json')}" for name in names if name.endswith(".json"))
+        return {digest: folder for digest in digests if (folder := folders.get(short(digest))) is not None}
 
     def stored(self) -> tuple[Stamp, ...]:
         """The readable stamps of visible models, by manifest digest.
@@ -143,7 +144,7 @@ class Stamps:
             return False
         if len(found) != len(stamp.files):
             return False
-        return all(file.path in found and Fingerprint.of(found[file.path]) == file.seen for file in stamp.files)
+        return all(file.path in found and file.seen.matches(found[file.path]) for file in stamp.files)
 
     def void(self, stamp: Stamp, cause: str) -> None:
         """Take back a stamp: its model has to be hashed before it is used.
