@@ -156,6 +156,8 @@ def parse(content: bytes, *, file: str, limit: int = DEFAULT_LIMIT) -> tuple[Tre
 # Looked up once: they are compared with every event.
 _SCALAR: Final = yaml.ScalarEvent
 _MAPPING_END: Final = yaml.MappingEndEvent
+_KEYS: Final = frozenset({yaml.ScalarEvent, yaml.AliasEvent})
+"""What may stand where a key stands; an alias is then refused as one."""
 
 
 class _Reader:
@@ -253,7 +255,7 @@ class _Reader:
         return found
 
     def _key(self, event: Any) -> str:
-        if type(event) is not _SCALAR and type(event) is not yaml.AliasEvent:
+        if type(event) not in _KEYS:
             raise self._refuse(event, "a key must be text")
         key = self._node(event)
         if not isinstance(key, str):

@@ -75,14 +75,13 @@ class Layout:
             OSError: the store cannot be read.
         """
         found: dict[str, Path] = {}
-        for name in _folders_in(self.root):
+        for name in _folders_in(os.fspath(self.root)):
             if name in _RESERVED:
                 continue
-            above = self.root / name
-            for version in _folders_in(above):
+            for version in _folders_in(f"{self.root}/{name}"):
                 _, at, digits = version.rpartition("@")
                 if at:
-                    found[digits] = above / version
+                    found[digits] = self.root / f"{name}/{version}"
         return found
 
     def stamp(self, digest: str) -> Path:
@@ -106,7 +105,7 @@ class Layout:
         return self.root / "trash" / token
 
 
-def _folders_in(base: Path) -> list[str]:
+def _folders_in(base: str) -> list[str]:
     """Names of the folders in a folder, sorted; no link is followed, and nothing is there where there is no folder."""
     try:
         with os.scandir(base) as entries:
