@@ -333,9 +333,7 @@ class CommitFiles:
             raise LimitExceeded(f"has more than {MAX_ENTRIES} entries", file=folder)
         return tuple(sorted(entry.name.removeprefix(prefix) for entry in entries if entry.mode.startswith("100")))
 
-    def _tree(
-        self, paths: Sequence[str], *options: str, max_output: int = (_PATHS + 1) * _ENTRY
-    ) -> tuple[_Blob, ...]:
+    def _tree(self, paths: Sequence[str], *options: str, max_output: int = (_PATHS + 1) * _ENTRY) -> tuple[_Blob, ...]:
         arguments = ("ls-tree", "-z", "-l", "--full-tree", *options, self.commit, "--", *paths)
         try:
             printed = self._source.objects(self._repository, arguments, max_output=max_output)

@@ -41,6 +41,7 @@ def find(name: str) -> Installed | None:
 def _dist_infos(folder: str) -> list[str]:
     """Names of the folders of installed distributions, sorted; nothing where there is no folder."""
     try:
-        return sorted(name for name in os.listdir(folder) if name.endswith(".dist-info"))
+        # A daemon asks at every look, of a folder of hundreds.
+        return sorted(name for name in os.listdir(folder) if name.endswith(".dist-info"))  # noqa: PTH208 - as said
     except OSError:
         return []

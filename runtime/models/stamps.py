@@ -100,7 +100,7 @@ class Stamps:
             OSError: the store cannot be read.
         """
         try:
-            names = sorted(os.listdir(self._layout.root / "stamps"))
+            names = sorted(os.listdir(self._layout.root / "stamps"))  # noqa: PTH208 - two for each model
         except FileNotFoundError:
             return {}
         folders = self._layout.folders()
