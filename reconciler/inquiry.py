@@ -100,7 +100,7 @@ def inquire(question: Question) -> Answer:
     that rotation revoked. Timestamps come next: they decide nothing, and are heard even where the snapshot is refused.
     """
     round_ = _Round.of(question)
-    choice, documents, error, results = _choose(round_.results(), round_.offers)
+    choice, documents, error, results = _choose(round_.results(), round_.offers, question.accepted)
     standing = round_.stands and not isinstance(error, Equivocation)
     refusal = None if standing else error
     complaints = tuple(beside(results)) if error is not None and standing else ()
