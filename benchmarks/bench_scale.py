@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import resource
 import shutil
 import statistics
 import subprocess
+import sys
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,26 +55,23 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScaledNode]:
         yield node
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
-    """What one whole process took."""
-
-    wall: float
-    """Seconds."""
-    cpu: float
-    """Seconds of processor time, user and system, with the children's."""
-    peak: float
-    """MiB of the largest process of the tree."""
+_METER = """
+import json, resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([code, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+"""
+"""Runs a command below a small process: a process begins with the peak memory of the one that started it (Linux), and
+this one has the models of every network in it."""
 
 
-def _measured(command: Sequence[str]) -> Used:
-    begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - begun
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, command
-    return Used(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+def _measured(command: Sequence[str]) -> tuple[float, float]:
+    """Processor seconds of a whole process with its children, and MiB of the largest of them."""
+    meter = [sys.executable, "-S", "-c", _METER, *command]
+    printed = subprocess.run(meter, check=True, capture_output=True, env=environment()).stdout
+    code, seconds, peak = json.loads(printed)
+    assert code == 0, command
+    return seconds, peak
 
 
 # --- beside terraform ---------------------------------------------------------------------------------------------
@@ -268,7 +266,7 @@ def test_plan_growth_exponent(tmp_path: Path, single: ScaledNode, figure: Figure
             assert cost > base, "this machine is too busy to tell 100 models from one"
             whole.append((size, cost))
             further.append((size, cost - base))
-        peak = max(_measured(node.plan).peak for _ in range(3))
+        peak = max(_measured(node.plan)[1] for _ in range(3))
         verification = _Verification(node)
         verification.cold(SIZES[-1])
         verify = statistics.median(_timed(lambda: verification.cold(SIZES[-1])) for _ in range(3))
@@ -282,7 +280,7 @@ def test_plan_growth_exponent(tmp_path: Path, single: ScaledNode, figure: Figure
 
 def _cheapest(*nodes: ScaledNode) -> list[float]:
     """Processor seconds of a plan on each node, in turn: the least of several, because noise only ever adds."""
-    rounds = [[_measured(node.plan).cpu for node in nodes] for _ in range(9)]
+    rounds = [[_measured(node.plan)[0] for node in nodes] for _ in range(9)]
     return [min(column) for column in zip(*rounds, strict=True)]
 
 
