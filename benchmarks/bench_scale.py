@@ -25,8 +25,8 @@ from desired_state.trust import accept_snapshot, verify_first, walk
 from desired_state.watermark import Mark
 from reconciler.cli import wiring
 from reconciler.cli.progress import LineDisplay
+from reconciler.documents import bound_documents
 from reconciler.loop import Reconciler
-from reconciler.source import bound_documents
 from reconciler.state_dir import StateDir
 
 if TYPE_CHECKING:
