@@ -153,6 +153,13 @@ def parse(content: bytes, *, file: str, limit: int = DEFAULT_LIMIT) -> tuple[Tre
     return _Reader(content, file, None).read(), Positions(content)
 
 
+# Looked up once: they are compared with every event.
+_SCALAR: Final = yaml.ScalarEvent
+_MAPPING_END: Final = yaml.MappingEndEvent
+_KEYS: Final = frozenset({yaml.ScalarEvent, yaml.AliasEvent})
+"""What may stand where a key stands; an alias is then refused as one."""
+
+
 class _Reader:
     """One pass over libyaml's events.
 
@@ -206,14 +213,14 @@ class _Reader:
         if self._lines is not None:
             self._lines.setdefault(tuple(self._path), event.start_mark.line + 1)
         kind = type(event)
+        if kind is _SCALAR and event.anchor is None and event.tag is None:  # nearly all of them
+            return self._scalar(event)
         if kind is yaml.AliasEvent:
             raise self._refuse(event, f"the alias *{event.anchor} is refused: write the value out")
         if event.anchor is not None:
             raise self._refuse(event, f"the anchor &{event.anchor} is refused: write the value out where it is needed")
         if event.tag is not None:
             raise self._refuse(event, f"the tag {event.tag} is refused")
-        if kind is yaml.ScalarEvent:
-            return self._scalar(event)
         if len(self._path) >= MAX_DEPTH:
             raise self._limit(event, f"is nested deeper than {MAX_DEPTH} levels")
         return self._mapping() if kind is yaml.MappingStartEvent else self._sequence()
@@ -235,19 +242,20 @@ class _Reader:
 
     def _mapping(self) -> dict[str, Tree]:
         found: dict[str, Tree] = {}
-        while type(event := self._next()) is not yaml.MappingEndEvent:
+        next_event, path = self._next, self._path
+        while type(event := next_event()) is not _MAPPING_END:
             key = self._key(event)
             if key in found:
                 raise self._refuse(event, f"the key {key!r} stands twice")
-            self._path.append(key)
+            path.append(key)
             if self._lines is not None:  # the line of a field is the line of its key: that is where people look
-                self._lines[tuple(self._path)] = event.start_mark.line + 1
-            found[key] = self._node(self._next())
-            self._path.pop()
+                self._lines[tuple(path)] = event.start_mark.line + 1
+            found[key] = self._node(next_event())
+            path.pop()
         return found
 
     def _key(self, event: Any) -> str:
-        if type(event) in {yaml.MappingStartEvent, yaml.SequenceStartEvent}:
+        if type(event) not in _KEYS:
             raise self._refuse(event, "a key must be text")
         key = self._node(event)
         if not isinstance(key, str):

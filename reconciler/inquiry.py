@@ -67,7 +67,7 @@ class Answer:
     """The highest valid snapshot among the repositories that moved; None when none of them has one."""
     commit: str = ""
     documents: Mapping[str, StoredDocument] = field(default_factory=dict)
-    """By digest: the snapshot, its manifests, pieces and probes."""
+    """By digest: the snapshot, its manifests, pieces and probes; none of the snapshot that is in force already."""
     trust: TrustState | None = None
     """The furthest trust that any repository's chain leads to."""
     trust_documents: Mapping[str, StoredDocument] = field(default_factory=dict)
@@ -103,7 +103,7 @@ def inquire(question: Question) -> Answer:
     that rotation revoked. Timestamps come next: they decide nothing, and are heard even where the snapshot is refused.
     """
     round_ = _Round.of(question)
-    choice, documents, error, results = _choose(round_.results(), round_.offers)
+    choice, documents, error, results = _choose(round_.results(), round_.offers, question.accepted)
     standing = round_.stands and not isinstance(error, Equivocation)
     refusal = None if standing else error
     complaints = tuple(beside(results)) if error is not None and standing else ()
@@ -131,12 +131,13 @@ def inquire(question: Question) -> Answer:
 
 
 def _choose(
-    results: Sequence[RepositoryResult], offers: Sequence[_Offer]
+    results: Sequence[RepositoryResult], offers: Sequence[_Offer], accepted: Accepted | None
 ) -> tuple[Choice | None, dict[str, StoredDocument], ReconcileError | None, tuple[RepositoryResult, ...]]:
     """The highest valid snapshot whose documents are all there.
 
     A repository that lacks one of them, or has other bytes, does not count, and the next best is asked: a broken mirror
-    that happens to be named first must not keep a whole one from being followed.
+    that happens to be named first must not keep a whole one from being followed. What the snapshot in force binds was
+    checked when it was accepted, and is not read again.
     """
     left = tuple(results)
     while left:
@@ -144,6 +145,8 @@ def _choose(
             choice = choose(left)
         except ReconcileError as error:
             return None, {}, error, left
+        if accepted is not None and choice.snapshot.digest == accepted.digest:
+            return choice, {}, None, left
         files = next(offer.files for offer in offers if offer.url == choice.url)
         try:
             documents = {choice.snapshot.digest: StoredDocument("snapshot", choice.snapshot.content)}

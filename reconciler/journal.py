@@ -571,7 +571,7 @@ def _write(moment: datetime) -> str:
 
 
 def _read(text: str) -> datetime:
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+    return datetime.fromisoformat(text)
 
 
 def _maybe(text: str | None) -> datetime | None:

@@ -83,7 +83,8 @@ def _wanted(document: SnapshotDocument | None, assignment: Assignment | None, me
     """Manifests that this decision may be about, in a fixed order."""
     wanted: dict[str, None] = {}
     if document is not None and assignment is not None:
-        wanted.update((spec.manifest.digest, None) for spec in document.spec.models if spec.key in assignment.serve)
+        serve = frozenset(assignment.serve)
+        wanted.update((spec.manifest.digest, None) for spec in document.spec.models if spec.key in serve)
     if memory.last_known_good is not None:
         wanted[memory.last_known_good.target.manifest] = None
     return tuple(wanted)

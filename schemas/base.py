@@ -80,7 +80,9 @@ ImageRef = Annotated[
         max_length=512,
     ),
 ]
-Url = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+]{1,15}://[!-~]{1,2040}$")]
+# Lengths that go into the hundreds are told apart from the pattern: a counted repeat is unrolled when it is compiled,
+# and `[^x]{0,4094}` takes 20 ms at the start of every command.
+Url = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+]{1,15}://[!-~]+$", max_length=2048)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
 
 RelativePath = Annotated[
@@ -189,7 +191,9 @@ def parse_time(value: Any) -> Any:
         return value
     if not re.fullmatch(_TIME_PATTERN, value):
         raise ValueError('expected a time like "2026-01-31T12:00:00Z"')
-    return datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    # A tenth of the time of `strptime`; `fromisoformat` takes an hour of 24 in some versions of Python only.
+    year, month, day, hour, minute, second = (int(part) for part in re.findall("[0-9]+", value))
+    return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
 
 
 def format_time(moment: datetime) -> str:

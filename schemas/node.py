@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 from schemas.base import Digest, Document, Duration, Frozen, Label, Name, Percent, Positive, Size, Text, Url
 from schemas.snapshot import Mode, Unenforced
 
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]{0,4094}$")]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4095)]
 
 
 class Repository(Frozen):
@@ -18,7 +18,7 @@ class Repository(Frozen):
     url: Annotated[
         str,
         StringConstraints(
-            pattern=r"^((file|https|ssh)://|/)[!-~]{1,2000}$|^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[!-~]{1,1000}$"
+            pattern=r"^((file|https|ssh)://|/)[!-~]+$|^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[!-~]+$", max_length=2048
         ),
     ]
     """`file://`, `https://` or `ssh://` (or `user@host:path`). Transports that run commands are refused."""
@@ -132,9 +132,9 @@ class NodeConfig(Document):
     """The first trust document."""
     state_dir: AbsolutePath
     """Where this node keeps everything; one reconciler at a time."""
-    account: Annotated[str, StringConstraints(pattern=r"^(0x[0-9a-fA-F]{40}|[^@\s]{1,64}@[^@\s]{1,190})$")] | None = (
-        None
-    )
+    account: (
+        Annotated[str, StringConstraints(pattern=r"^(0x[0-9a-fA-F]{40}|[^@\s]+@[^@\s]+)$", max_length=255)] | None
+    ) = None
     """The account that controls this node: a wallet address or an e-mail."""
     labels: dict[Label, Label] = {}
     """For selectors."""

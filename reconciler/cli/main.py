@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from contextlib import suppress
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
@@ -18,6 +19,11 @@ from reconciler.cli.lazy import Lazy, LazyGroup
 
 # Looking for pydantic plugins reads the metadata of every installed distribution: 80 ms, for plugins nobody has here.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+# Even the code that would look costs 20 ms: it imports importlib.metadata, and with it the mail and zip packages.
+# Where a later pydantic looks elsewhere, this is never imported, and the line above still holds.
+_no_plugins = ModuleType("pydantic.plugin._loader")
+_no_plugins.__dict__["get_plugins"] = tuple
+sys.modules.setdefault(_no_plugins.__name__, _no_plugins)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

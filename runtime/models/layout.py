@@ -66,7 +66,7 @@ class Layout:
     def folder(self, name: str, version: str, digest: str) -> Path:
         """The folder of a model version. A model with the name of one of our own folders gets a trailing `_`."""
         safe = f"{name}_" if name in _RESERVED else name
-        return self.root / safe / f"{version}@{short(digest)}"
+        return self.root / f"{safe}/{version}@{short(digest)}"
 
     def folders(self) -> dict[str, Path]:
         """Folders of model versions that are there, by the digits of the manifest's digest in their name.
@@ -75,20 +75,18 @@ class Layout:
             OSError: the store cannot be read.
         """
         found: dict[str, Path] = {}
-        if not self.root.is_dir():
-            return found
-        for name in sorted(self.root.iterdir()):
-            if name.name in _RESERVED or not name.is_dir() or name.is_symlink():
+        for name in _folders_in(os.fspath(self.root)):
+            if name in _RESERVED:
                 continue
-            for folder in sorted(name.iterdir()):
-                _, at, digits = folder.name.rpartition("@")
-                if at and folder.is_dir() and not folder.is_symlink():
-                    found[digits] = folder
+            for version in _folders_in(f"{self.root}/{name}"):
+                _, at, digits = version.rpartition("@")
+                if at:
+                    found[digits] = self.root / f"{name}/{version}"
         return found
 
     def stamp(self, digest: str) -> Path:
         """The stamp of a stored model."""
-        return self.root / "stamps" / f"{hex_of(digest)}.json"
+        return self.root / f"stamps/{hex_of(digest)}.json"
 
     def pieces(self, digest: str) -> Path:
         """The piece hashes of a stored model."""
@@ -105,6 +103,15 @@ class Layout:
     def trash(self, token: str) -> Path:
         """A place from which things are only ever deleted."""
         return self.root / "trash" / token
+
+
+def _folders_in(base: str) -> list[str]:
+    """Names of the folders in a folder, sorted; no link is followed, and nothing is there where there is no folder."""
+    try:
+        with os.scandir(base) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def open_regular(base: Path, relative: str, flags: int = os.O_RDONLY, *, mode: int = 0o600) -> int:
@@ -147,9 +154,10 @@ def tree(base: Path) -> dict[str, os.stat_result]:
     """
     found: dict[str, os.stat_result] = {}
     waiting = [""]
+    root = os.fspath(base)
     while waiting:
         prefix = waiting.pop()
-        with os.scandir(base / prefix) as entries:
+        with os.scandir(f"{root}/{prefix}") as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(f"{prefix}{entry.name}/")

@@ -38,6 +38,15 @@ class Fingerprint(Frozen):
             return None
         return cls(size=seen.st_size, mtime_ns=seen.st_mtime_ns, ctime_ns=seen.st_ctime_ns, inode=seen.st_ino)
 
+    def matches(self, seen: os.stat_result) -> bool:
+        """Whether a file has this fingerprint now: as `of(seen) == self`, in a fraction of its time."""
+        return stat.S_ISREG(seen.st_mode) and (self.size, self.mtime_ns, self.ctime_ns, self.inode) == (
+            seen.st_size,
+            seen.st_mtime_ns,
+            seen.st_ctime_ns,
+            seen.st_ino,
+        )
+
     def same_but_ctime(self, other: Fingerprint) -> bool:
         """Whether the two differ at most in what adding or removing a name of the file changes."""
         return (self.size, self.mtime_ns, self.inode) == (other.size, other.mtime_ns, other.inode)
@@ -81,6 +90,7 @@ def read_small(path: Path, limit: int) -> bytes:
     file = open_regular(path.parent, path.name)
     try:
         with os.fdopen(file, "rb", closefd=False) as stream:
-            return stream.read(limit)
+            # No more than there is: a buffer of the limit's size would be made for every record.
+            return stream.read(min(limit, os.fstat(file).st_size))
     finally:
         os.close(file)

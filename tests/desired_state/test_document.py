@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from desired_state import document, tree
-from schemas.base import MAX_INTEGER
+from schemas.base import MAX_INTEGER, parse_time
 from schemas.errors import AgentTooOld, DocumentError, LimitExceeded, MalformedDocument
 from schemas.node import NodeConfig
 from schemas.probe import ProbeDocument
@@ -281,6 +282,56 @@ stateDir: /tmp/x
     with pytest.raises(MalformedDocument, match=r"n.yaml:4: repositories\[0\].url") as caught:
         document.load(content, NodeConfig, file="n.yaml")
     assert "secret" not in str(caught.value)
+
+
+LONG = {
+    "stateDir": ("/" + "x" * 4094, "/" + "x" * 4095),
+    "account": ("a@" + "b" * 253, "a@" + "b" * 254),
+    "url": ("https://" + "x" * 2040, "https://" + "x" * 2041),
+}
+"""Texts of a node's configuration: the longest that is taken, and one that is too long."""
+
+
+@pytest.mark.parametrize("field", LONG)
+def test_long_texts_are_bounded_beside_their_pattern(field: str) -> None:
+    """Paths, accounts and addresses have a length, though no pattern counts it (I11)."""
+    fits, exceeds = LONG[field]
+    assert read_node(**{field: fits})
+    with pytest.raises(MalformedDocument, match="at most"):
+        read_node(**{field: exceeds})
+
+
+@pytest.mark.parametrize("account", ["a b@c", "a@b c", "@", "a@", "0x" + "1" * 39, "0x" + "1" * 41])
+def test_an_account_is_an_address_or_a_mailbox(account: str) -> None:
+    """Neither white space nor half an address."""
+    assert read_node(account="0x" + "1" * 40).account
+    with pytest.raises(MalformedDocument):
+        read_node(account=account)
+
+
+def read_node(**fields: str) -> NodeConfig:
+    """A node's configuration with some of its texts given."""
+    texts = {"stateDir": "/tmp/x", "account": "a@b", "url": "https://example.org/", **fields}
+    content = f"""\
+apiVersion: reconcile/v1alpha1
+kind: Node
+network: testnet
+repositories: [{{url: "{texts["url"]}"}}]
+trust: {{digest: "blake3:{"0" * 64}"}}
+stateDir: "{texts["stateDir"]}"
+account: "{texts["account"]}"
+"""
+    return document.load(content.encode(), NodeConfig, file="n.yaml")
+
+
+@pytest.mark.parametrize(
+    "time", ["2026-01-31T24:00:00Z", "2026-01-31T23:59:60Z", "2026-02-30T00:00:00Z", "2026-01-31T12:00:00.5Z"]
+)
+def test_a_time_that_no_clock_shows_is_refused(time: str) -> None:
+    """Every version of Python reads the same: no hour of 24, no leap second, no thirtieth of February."""
+    assert parse_time("2026-01-31T23:59:58Z") == datetime(2026, 1, 31, 23, 59, 58, tzinfo=UTC)
+    with pytest.raises(ValueError, match=r"must be in|out of range|expected a time"):
+        parse_time(time)
 
 
 def test_json_models_name_the_field() -> None:

@@ -483,6 +483,35 @@ def test_what_is_no_file_is_refused(
     assert caught.value.reason == reason.__name__
 
 
+@pytest.mark.parametrize("path", ["nowhere", "d", "link", "inner", "through/file", "submodule"])
+def test_what_is_no_file_is_refused_among_many(source: GitSource, repository: Repository, path: str) -> None:
+    """The listing of whole folders, by which many files are found, follows no link either."""
+    contents = many_files(repository)
+    hostile_tree(repository)
+    files = source.files(repository.folder / ".git", git(repository.folder, "rev-parse", "HEAD"))
+    with pytest.raises(MissingDocument):
+        files.read_many(dict.fromkeys([*contents, path], 100))
+
+
+def test_a_listing_that_is_too_long_is_no_obstacle(
+    source: GitSource, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files beside those that are asked for, however many, stand in nobody's way (I11)."""
+    contents = many_files(repository)
+    repository.commit()
+    monkeypatch.setattr("desired_state.git_source._LISTING", 1000)
+    files = source.files(repository.folder / ".git", git(repository.folder, "rev-parse", "HEAD"))
+    assert files.read_many(dict.fromkeys(contents, 100)) == contents
+
+
+def many_files(repository: Repository) -> dict[str, bytes]:
+    """More files than are asked for by name in one call."""
+    contents = {f"many/{number}/file": str(number).encode() for number in range(300)}
+    for path, content in contents.items():
+        repository.write(path, content)
+    return contents
+
+
 @READERS
 def test_files_are_bounded(source: GitSource, repository: Repository, mirror: Path, reader: Reader) -> None:
     """I11: exactly the limit is read, one byte more is not."""

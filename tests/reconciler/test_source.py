@@ -335,3 +335,19 @@ def test_a_dry_run_says_what_it_would_refuse(tmp_path: Path, origin: Repository)
     accepted = fleet.node.journal.accepted()
     assert accepted is not None
     assert seen.digest == accepted.digest
+
+
+def test_a_commit_beside_the_snapshot_in_force_changes_nothing(
+    tmp_path: Path, origin: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A branch that moved while its snapshot stayed: nothing is accepted again, and no manifest is read again."""
+    fleet = Fleet(tmp_path, origin)
+    fleet.run()
+    origin.write("README.md", b"a commit that has nothing to do with the snapshot\n")
+    origin.commit()
+    with monkeypatch.context() as patched:
+        patched.setattr("reconciler.documents.load_models", None)
+        assert fleet.source() == ("True", "Verified")
+    events = [event.reason for event in fleet.node.journal.events()]
+    assert events.count("SnapshotAccepted") == 1
+    assert fleet.node.documents.model(digest_bytes(network.manifest_text())).pieces == network.PIECES

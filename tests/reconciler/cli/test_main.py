@@ -68,6 +68,21 @@ def test_help_imports_nothing_but_click() -> None:
     assert "Network operator:" in done.stdout
 
 
+def test_pydantic_does_not_look_for_plugins() -> None:
+    """Building a model imports nothing that reads what is installed: every command would wait for it."""
+    script = (
+        "import sys; before = set(sys.modules)\n"  # what measures coverage is not ours
+        "import reconciler.cli.main\n"
+        "from schemas.node import NodeConfig\n"
+        "NodeConfig.model_rebuild()\n"
+        "print(sorted({'importlib.metadata', 'email'} & set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
 def test_usage_errors_exit_64_everywhere() -> None:
     """Click's own code 2 means "changes are pending" here, so it never leaks."""
     for arguments in (["--bad"], ["nonsense"], ["snapshot", "nonsense"], ["snapshot", "set"], ["--watch", "plan"]):

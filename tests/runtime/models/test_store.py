@@ -20,7 +20,7 @@ from runtime.models.stamps import Stamps
 from schemas.digests import raw_hash
 from schemas.errors import DownloadFailed, Incompatible, ModelCorrupt, NoSpace
 from schemas.manifest import PIECE_SIZE
-from schemas.observation import StoredModel
+from schemas.observation import PartialModel, StoredModel
 from tests.support.crashing import CONFIG, ONE, TWO, V1, V2
 from tests.support.hostile_http import serving
 from tests.support.models import content, gguf, hashes_of, lay_out, make_model, silent
@@ -303,6 +303,41 @@ def test_a_damaged_stamp_speaks_for_nothing(stocked: Shop) -> None:
     assert not intact(stocked, ONE)
     stocked.verify(ONE)
     assert intact(stocked, ONE)
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_a_stamp_that_changes_below_a_running_agent_is_read_again(stocked: Shop, *, hide: bool) -> None:
+    """A daemon remembers the stamps that it read, and sees by their stat that one was exchanged or damaged (I2)."""
+    store = stocked.store
+
+    def seen() -> StoredModel | PartialModel:
+        return store.list()[ONE.digest]
+
+    before = seen()
+    assert before == seen()
+    (stamp,) = stocked.root.glob(f"stamps/{ONE.digest[7:]}.json")
+    written = stamp.read_bytes()
+    overwrite(stamp, written.replace(b'"size":5000', b'"size":5001'), hide=hide)
+    assert seen() == replace(before, intact=False)
+    overwrite(stamp, written)
+    assert seen() == before
+    stamp.unlink()
+    assert ONE.digest not in store.list()
+
+
+def test_a_fingerprint_matches_what_it_was_taken_from(tmp_path: Path) -> None:
+    """The short comparison, which every look makes for every file, says what the long one says."""
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_bytes(b"1")
+    folder.mkdir()
+    taken = Fingerprint.of(file.lstat())
+    assert taken is not None
+    assert taken.matches(file.lstat())
+    for field in ("size", "mtime_ns", "ctime_ns", "inode"):
+        assert not taken.model_copy(update={field: getattr(taken, field) + 1}).matches(file.lstat())
+    seen = folder.lstat()
+    values = {"size": seen.st_size, "mtime_ns": seen.st_mtime_ns, "ctime_ns": seen.st_ctime_ns, "inode": seen.st_ino}
+    assert not Fingerprint(**values).matches(seen)
 
 
 def test_a_damaged_stamp_does_not_keep_a_model_from_removal(stocked: Shop) -> None:
