@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reconciler.kinds.base import Documents
-    from runtime.interfaces import Backend, Engine, HardwareProbe, ModelStore
+    from runtime.interfaces import Backend, Engine, Front, HardwareProbe, ModelStore
     from schemas.node import NodeConfig
-    from schemas.observation import Instance, Memory, Observation
+    from schemas.observation import FrontSeen, Instance, Memory, Observation
     from schemas.snapshot import Assignment, SnapshotDocument
 
 
@@ -29,6 +29,7 @@ def observe(
     backends: Mapping[str, Backend],
     engines: Mapping[str, Engine],
     store: ModelStore,
+    front: Front | None = None,
 ) -> Observed:
     """Look at the node.
 
@@ -44,6 +45,7 @@ def observe(
         backends: this node's backends.
         engines: engines that this agent knows.
         store: the model store.
+        front: the front; None on a node without one.
     """
     installed = tuple(native for engine in engines.values() if (native := engine.native()) is not None)
     machine = hardware.read()
@@ -61,6 +63,7 @@ def observe(
             images=_images(document, assignment, memory, backends),
             models=models,
             missing=_missing(store, documents, wanted, models),
+            front=_front(front) if front is not None else None,
         ),
     )
 
@@ -68,6 +71,13 @@ def observe(
 def _instances(backend: Backend) -> Observation[tuple[Instance, ...]]:
     try:
         return Present(backend.list())
+    except BackendUnavailable as error:
+        return Unknown(error.message)
+
+
+def _front(front: Front) -> Observation[FrontSeen]:
+    try:
+        return Present(front.look())
     except BackendUnavailable as error:
         return Unknown(error.message)
 

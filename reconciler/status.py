@@ -10,6 +10,7 @@ from schemas.observation import Present, StoredModel
 from schemas.status import (
     Condition,
     ConditionType,
+    FrontStatus,
     GpuStatus,
     HardwareStatus,
     ModelStatus,
@@ -77,6 +78,7 @@ class Finding:
     run_folder: Path
     previous: NodeStatus | None
     now: datetime
+    front: FrontStatus | None = None
 
 
 def summarise(finding: Finding) -> NodeStatus:
@@ -93,6 +95,7 @@ def summarise(finding: Finding) -> NodeStatus:
         conditions=_conditions(finding, serving),
         snapshot=_snapshot(finding.accepted),
         serving=serving,
+        front=finding.front,
         models=_models(finding, serving),
         held=finding.plan.held,
         hardware=HardwareStatus(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from schemas.target import ServingTarget
+    from schemas.target import FrontLimits, ServingTarget
 
 T = TypeVar("T")
 
@@ -134,6 +134,20 @@ class PartialModel:
 
 
 @dataclass(frozen=True, slots=True)
+class FrontSeen:
+    """The front, as it is found."""
+
+    current: bool
+    """A front with this agent's program and settings takes new clients."""
+    state: Literal["serving", "holding", "none"]
+    """What it does with requests: leads them to an instance, lets them wait, or refuses them."""
+    intent: str = ""
+    """The instance that it leads to, or led to last."""
+    limits: FrontLimits | None = None
+    """The limits that are in force."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeState:
     """Everything observed in one look."""
 
@@ -149,6 +163,8 @@ class NodeState:
     """By manifest digest: everything in the store, and every desired model."""
     missing: Mapping[str, int] = field(default_factory=dict)
     """By manifest digest: bytes that would have to be fetched, for desired models that are not stored."""
+    front: Observation[FrontSeen] | None = None
+    """None on a node without one."""
 
 
 # --- what the journal remembers -----------------------------------------------------------------------------------
