@@ -258,12 +258,17 @@ def front_status(front: Front | None, seen: Observation[FrontSeen] | None) -> Fr
     """
     if front is None:
         return None
-    counts = front.counts()
     return FrontStatus(
         socket=str(front.address),
         state=seen.value.state if isinstance(seen, Present) else "unknown",
-        counts=FrontStatusCounts(**asdict(counts)) if counts is not None else None,
+        counts=live_counts(front),
     )
+
+
+def live_counts(front: Front) -> FrontStatusCounts | None:
+    """What the front is doing now; None when it does not answer."""
+    counts = front.counts()
+    return FrontStatusCounts(**asdict(counts)) if counts is not None else None
 
 
 def _sources(desired: Desired) -> Mapping[str, tuple[str, ...]]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from reconciler.loop import Node
     from reconciler.source import RepositorySource
     from reconciler.state_dir import StateDir
-    from runtime.interfaces import Backend, EngineConnection, Front, Progress
+    from runtime.front.keeper import FrontKeeper
+    from runtime.interfaces import Backend, EngineConnection, Progress
     from schemas.node import ContainerBackend, NodeConfig
     from schemas.ports import Ports, Stop
     from schemas.target import BackendName
@@ -163,7 +164,7 @@ def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Por
     return backends
 
 
-def build_front(config: NodeConfig, state: StateDir, ports: Ports) -> Front | None:
+def build_front(config: NodeConfig, state: StateDir, ports: Ports) -> FrontKeeper | None:
     """The front, unless the owner wants none.
 
     Raises:
