@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-SWAPS = int(os.environ.get("RECONCILE_TEST_SWAPS", "5"))
+SWAPS = int(os.environ.get("RECONCILE_TEST_SWAPS", "10"))
 """Swaps under load; 50 where there is time for them."""
 
 
