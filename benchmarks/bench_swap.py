@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +19,8 @@ from tests.support.swapping import SwappingNode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from typing import Self
 
     from benchmarks.conftest import Figure
 
@@ -53,7 +54,7 @@ class Pulse:
         self._address = address
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> Self:
         """Begin."""
         self._thread.start()
         return self
@@ -83,17 +84,26 @@ def native_start(model: Path, folder: Path) -> float:
     command = [sys.executable, "-I", str(PROGRAM), "--model", str(model), "--socket", str(socket)]
     begun = time.perf_counter()
     with subprocess.Popen([*command, "--ctx-size", "512", "--threads", "1"], stderr=subprocess.DEVNULL) as engine:
-        connection = http.client.HTTPConnection("localhost")
-        while connection.sock is None:
-            try:
-                connection.sock = dial(socket)
-            except OSError:
+        try:
+            while not answers(socket):
+                assert engine.poll() is None
                 time.sleep(0.001)
+            return time.perf_counter() - begun
+        finally:
+            engine.kill()
+
+
+def answers(socket: Path) -> bool:
+    """Whether an engine answers yet."""
+    connection = http.client.HTTPConnection("localhost")
+    try:
+        connection.sock = dial(socket)
         ask(connection)
-        seconds = time.perf_counter() - begun
+    except (OSError, http.client.HTTPException, AssertionError):
+        return False
+    finally:
         connection.close()
-        engine.kill()
-    return seconds
+    return True
 
 
 def test_swap_gap_ms(swapping: SwappingNode, figure: Figure, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from runtime.front.client import Client
 
-LOOK_SECONDS: Final = 0.05
+LOOK_SECONDS: Final = 0.01
 """Between two looks at the route file while requests wait. Nothing looks while none does."""
 BODIES: Final = 16
 """Longest bodies that may be in memory at once."""
