@@ -7,6 +7,7 @@ otherwise: a key given twice is refused, and bytes are passed on as they came or
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ TOKEN_FIELDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 UNBOUNDED: Final = frozenset({"llamacpp"})
 """Engines that write on until their context is full when a request names no number, and take any number: they are given
 the limit. vLLM refuses a number that does not fit behind the prompt, so it is left to its own bound, its context."""
+
+DEPTH: Final = 128
+"""Levels of nesting in a body: a few times what a tool's schema has. Parsers recurse, the engine's too, and can run out
+of stack."""
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+"""A string, or the rest of the body where it does not end: looked at once, whatever it is."""
+_BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 NOT_HELD: Final = frozenset({"/health"})
 """Asked to know how things are now: an answer that waits for better times would be a wrong one."""
@@ -91,8 +99,10 @@ def parse(body: bytes) -> dict[str, Any]:
     """A request's body.
 
     Raises:
-        Refused: 400: not one JSON object in UTF-8, or a key is given twice.
+        Refused: 400: not one JSON object in UTF-8, nested too deeply, or a key is given twice.
     """
+    if _is_deep(body):
+        raise Refused(400, "invalid_json", f"the body is nested deeper than {DEPTH} levels")
     try:
         value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -169,6 +179,18 @@ def _too_many(asked: int, field: str, route: Route) -> NoReturn:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_deep(body: bytes) -> bool:
+    """Whether a parser would recurse further than is safe. Most bodies have fewer brackets than that."""
+    if body.count(b"[") + body.count(b"{") <= DEPTH:
+        return False
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", body)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > DEPTH:
+            return True
+    return False
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -67,6 +67,9 @@ def test_methods_and_paths_are_exact(engine: str, method: str, target: str, stat
         b'{"a": NaN}',
         b'{"a": "\xff"}',
         b'{"a": ' + b"[" * 100_000,
+        b'{"a": "' + b'\\"' * 500_000 + b"[" * 200,
+        b'{"a": "' + b'\\"' * 1_000 + b"[" * 200 + b"\\",
+        b'{"a": ' + b'{"a": ' * 200 + b"1" + b"}" * 201,
         b'{"a": ' + b"9" * 5000 + b"}",
     ],
 )
@@ -127,6 +130,13 @@ def test_a_model_goes_by_its_name_with_or_without_version() -> None:
         with pytest.raises(Refused) as refused:
             fitted(model=name, max_tokens=1)
         assert (refused.value.status, refused.value.code) == (404, "model_not_found")
+
+
+def test_brackets_in_strings_are_no_nesting() -> None:
+    """A long prompt of brackets is a prompt; a schema of many shallow parts is shallow."""
+    text = '[{"\\' * 500
+    body = json.dumps({"prompt": text, "tools": [{"a": {"b": [1]}}] * 300}).encode()
+    assert parse(body)["prompt"] == text
 
 
 def test_a_number_that_json_cannot_carry_on_is_refused() -> None:
