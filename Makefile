@@ -43,8 +43,9 @@ format: install ## rewrite in the project's style
 bench: install ## measure (ONLY=name for one); writes benchmarks/results.json and RESULTS.md
 	@$(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY))
 
-docs: install ## write the generated references (JSON Schemas, command line)
+docs: install ## write the generated references (JSON Schemas, reasons)
 	@$(BIN)/python -m schemas.publish
+	@$(BIN)/python -m schemas.reasons
 
 lock: ## resolve the locked requirements again (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

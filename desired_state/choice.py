@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from desired_state.git_safety import scrub
 from schemas.digests import short
 from schemas.errors import (
     Equivocation,
@@ -27,7 +28,7 @@ class RepositoryResult:
     """What came of asking one repository."""
 
     url: str
-    """Without credentials: it is shown."""
+    """As configured; messages show it without credentials."""
     commit: str = ""
     """The commit that was looked at; empty when it did not get that far."""
     snapshot: Snapshot | None = None
@@ -66,12 +67,18 @@ def choose(results: Sequence[RepositoryResult]) -> Choice:
     winner, highest = max(offered, key=lambda offer: offer[1].position)  # the first of the highest
     for result, snapshot in offered:
         if snapshot.position == highest.position and snapshot.digest != highest.digest:
+            both = f"{scrub(winner.url)} and {scrub(result.url)}"
             raise Equivocation(
-                f"{winner.url} and {result.url} offer different snapshots of sequence {highest.position[1]}, both "
-                f"validly signed: {short(highest.digest)} and {short(snapshot.digest)}"
+                f"{both} offer different snapshots of sequence {highest.position[1]}, both validly signed: "
+                f"{short(highest.digest)} and {short(snapshot.digest)}"
             )
     others = [(result.url, _complaint(result, highest)) for result in results if result is not winner]
     return Choice(highest, winner.url, winner.commit, tuple((url, error) for url, error in others if error is not None))
+
+
+def beside(results: Sequence[RepositoryResult]) -> tuple[ReconcileError, ...]:
+    """What is wrong with repositories that have no valid snapshot, beside one that shows what is in force already."""
+    return tuple(lagging(result.url, result.error) for result in results if result.error is not None)
 
 
 def _complaint(result: RepositoryResult, highest: Snapshot) -> ReconcileError | None:
@@ -80,16 +87,23 @@ def _complaint(result: RepositoryResult, highest: Snapshot) -> ReconcileError | 
         if result.snapshot.position == highest.position:
             return None
         return _stale(result.url, result.snapshot.position[1], highest)
-    if isinstance(result.error, RollbackAttack):
-        # Alone it would be an attack; beside a repository that is up to date it is a mirror that is not.
-        stale = StaleSource(f"{result.url} lags behind: {result.error.message}")
-        stale.__cause__ = result.error
-        return stale
-    return result.error
+    return lagging(result.url, result.error) if result.error is not None else None
+
+
+def lagging(url: str, error: ReconcileError) -> ReconcileError:
+    """An error of one repository, as it looks beside another one that is up to date.
+
+    Alone a rollback would be an attack; beside a repository that is up to date it is a mirror that is not.
+    """
+    if not isinstance(error, RollbackAttack):
+        return error
+    stale = StaleSource(f"{scrub(url)} lags behind: {error.message}")
+    stale.__cause__ = error
+    return stale
 
 
 def _stale(url: str, sequence: int, highest: Snapshot) -> StaleSource:
-    return StaleSource(f"{url} lags behind: it offers sequence {sequence}, the newest is {highest.position[1]}")
+    return StaleSource(f"{scrub(url)} lags behind: it offers sequence {sequence}, the newest is {highest.position[1]}")
 
 
 def _most_serious(errors: Sequence[ReconcileError]) -> ReconcileError:

@@ -70,6 +70,11 @@ def compare(before: SnapshotDocument | None, after: SnapshotDocument, sizes: Map
         {entry.digest: entry for entry in old_spec.withdrawn} if old_spec else {},
         {entry.digest: entry for entry in after.spec.withdrawn},
     )
+    changes += _entries(
+        "wave",
+        {wave.name: wave for wave in old_spec.waves} if old_spec else {},
+        {wave.name: wave for wave in after.spec.waves},
+    )
     changes += _tokens(old_spec.retry if old_spec else (), after.spec.retry)
     if before is not None:
         changes += _whole("policy", "policy", _wire(before.spec.policy), _wire(after.spec.policy))
@@ -118,7 +123,9 @@ def selector_text(assignment: Assignment) -> str:
         parts.append(f"{expression.key} {expression.operator}{values}")
     text = ", ".join(parts) or "every node"
     rollout = assignment.rollout
-    return text if rollout is None else f"{rollout.percent}% of {text} [{rollout.key}]"
+    if rollout is None:
+        return text
+    return f"{f'wave {rollout.wave}' if rollout.wave else f'{rollout.percent}%'} of {text} [{rollout.key}]"
 
 
 def _order(before: tuple[Assignment, ...], after: tuple[Assignment, ...]) -> list[Change]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -168,7 +169,7 @@ def new_snapshot(
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The snapshot that was published before the one being written."""
+    """A snapshot by its position: the one that was published before, or the newest."""
 
     digest: str
     epoch: int
@@ -202,6 +203,28 @@ def bump(
     document.set_all(changes)
     if ("metadata", "previous") not in changes and base is not None and document.get(("metadata", "previous")):
         document.remove(("metadata", "previous"))
+
+
+def timestamp(network: str, newest: Base, *, issued: datetime, valid: timedelta) -> bytes:
+    """An online key's word that a snapshot is the newest.
+
+    Args:
+        network: the network.
+        newest: the snapshot.
+        issued: now.
+        valid: for how long this may be believed.
+    """
+    document = {
+        "apiVersion": API_VERSION,
+        "kind": "Timestamp",
+        "metadata": {
+            "network": network,
+            "issuedAt": format_time(issued),
+            "expiresAt": format_time(issued + valid),
+        },
+        "snapshot": {"epoch": newest.epoch, "sequence": newest.sequence, "digest": newest.digest},
+    }
+    return json.dumps(document, indent=2).encode() + b"\n"
 
 
 MANIFEST_HEAD: Final = (

@@ -52,7 +52,7 @@ def fetch(request: dict[str, Any]) -> str:
     """Do what is asked for.
 
     Args:
-        request: `url`, `branch`, `into`, `borrow`, `ref`, `maxBytes`.
+        request: `url`, `branch`, `into`, `borrow`, `ref`, `depth`, `maxBytes`.
 
     Returns:
         The commit.
@@ -67,7 +67,15 @@ def fetch(request: dict[str, Any]) -> str:
     elif _size(into) > limit or _packs(into) > _MAX_PACKS:
         _repack(repository)
     command = [
-        *("git", "fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--force"),
+        *(
+            "git",
+            "fetch",
+            "--quiet",
+            f"--depth={int(request['depth'])}",
+            "--no-tags",
+            "--no-write-fetch-head",
+            "--force",
+        ),
         *transport_options(request["url"]),
         *("--", request["url"], f"+refs/heads/{request['branch']}:{request['ref']}"),
     ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from desired_state.files import MAX_ENTRIES, check_path
 from desired_state.git_safety import check_address, check_branch, environment, scrub, transport_options
 from schemas.digests import digest_text, short
-from schemas.errors import LimitExceeded, MalformedDocument, MissingDocument, SourceUnreachable
+from schemas.errors import LimitExceeded, MalformedDocument, MissingDocument, ReconcileError, SourceUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +28,11 @@ ACCEPTED: Final = "refs/reconcile/accepted/"
 FETCHED: Final = "refs/reconcile/fetched/"
 """Refs of the mirror for what each repository showed last."""
 
+HISTORY: Final = 64
+"""Commits, from the newest back, in which an earlier one is looked for: two months of daily timestamps."""
+
+_MAX_COMMITS: Final = 4096
+"""Commits that are listed: sixty-four generations with their merges."""
 _ROOT: Final = Path("/")
 """Where git runs: in no repository, so that no repository's configuration applies."""
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -84,7 +89,7 @@ class GitSource:
                 return commit
         raise SourceUnreachable(f"{scrub(url)} has no branch {branch!r}")
 
-    def fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None = None) -> str:
+    def fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None = None, ref: str = "") -> str:
         """Bring the tip of a branch, without its history, into a bare repository.
 
         Args:
@@ -92,6 +97,7 @@ class GitSource:
             branch: the branch.
             into: the mirror, or a scratch folder; made if it is not there.
             borrow: a mirror whose objects need not be fetched again. Nothing is written to it (I9).
+            ref: the ref that then names the commit; one of the mirror's own for this repository if not given.
 
         Returns:
             The commit that was fetched: the branch may have moved since `head`.
@@ -102,12 +108,16 @@ class GitSource:
             MalformedDocument: it sends objects that git itself refuses.
             ConfigError: the address or the branch is not one.
         """
+        return self._fetch(url, branch, into, borrow=borrow, depth=1, ref=ref)
+
+    def _fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None, depth: int, ref: str = "") -> str:
         request = {
             "url": check_address(url),
             "branch": check_branch(branch),
             "into": str(into),
             "borrow": str(borrow) if borrow is not None else "",
-            "ref": FETCHED + short(digest_text(f"{url} {branch}"), 16),
+            "ref": ref or FETCHED + short(digest_text(f"{url} {branch}"), 16),
+            "depth": depth,
             "maxBytes": self._settings.max_bytes,
         }
         # A process of its own: GitPython leaks in long-running ones, and limits on memory and file size can be set.
@@ -117,6 +127,37 @@ class GitSource:
             command, url, stdin=json.dumps(request).encode(), extra={"PYTHONPATH": package}, max_output=2**16
         )
         return _fetched(done, url)
+
+    def follows(self, url: str, branch: str, into: Path, *, old: str, new: str) -> bool | None:
+        """Whether a commit that was fetched continues the history of an earlier one: False after a force-push.
+
+        A commit names its parents, so that one push of one commit, or of a merge, costs nothing to tell. Otherwise the
+        last `HISTORY` commits are fetched; a push of more than that looks like a new history.
+
+        Args:
+            url: the repository.
+            branch: the branch.
+            into: the mirror.
+            old: a commit that the branch had once.
+            new: the commit that was fetched last.
+
+        Returns:
+            None when it cannot be told: nothing rests on it, so that is no error.
+        """
+        try:
+            if old in self._parents(into, new):
+                return True
+            self._fetch(url, branch, into, borrow=None, depth=HISTORY)
+            listed = ("log", "--no-show-signature", "--format=%H", f"--max-count={_MAX_COMMITS}", new, "--")
+            return old in self.objects(into, listed).decode().split()
+        except ReconcileError:
+            return None
+
+    def _parents(self, into: Path, commit: str) -> tuple[str, ...]:
+        """The parents that a commit names, also where its history was left out."""
+        head, _, _ = self.objects(into, ("cat-file", "commit", commit)).decode(errors="replace").partition("\n\n")
+        lines = (line.partition(" ") for line in head.splitlines())
+        return tuple(value for name, _, value in lines if name == "parent")
 
     def has(self, repository: Path, commit: str) -> bool:
         """Whether a commit is in a local repository."""
@@ -278,6 +319,12 @@ class CommitFiles:
         if len(entries) > MAX_ENTRIES:
             raise LimitExceeded(f"has more than {MAX_ENTRIES} entries", file=folder)
         return tuple(sorted(entry.name.removeprefix(prefix) for entry in entries if entry.mode.startswith("100")))
+
+    def folders(self, folder: str) -> tuple[str, ...]:
+        """Names of the folders in a folder, sorted; empty when there is no such folder. Errors as `list`."""
+        prefix = check_path(folder) + "/"
+        entries = self._tree([prefix], limit=MAX_ENTRIES)
+        return tuple(sorted(entry.name.removeprefix(prefix) for entry in entries if entry.mode == "040000"))
 
     def _tree(self, paths: Sequence[str], limit: int = _PATHS) -> tuple[_Blob, ...]:
         arguments = ("ls-tree", "-z", "-l", "--full-tree", self.commit, "--", *paths)

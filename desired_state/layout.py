@@ -24,6 +24,16 @@ def snapshot_signatures(network: str) -> str:
     return f"networks/{network}/snapshot.sigs"
 
 
+def timestamp_file(network: str) -> str:
+    """The timestamp, of networks whose trust has that role."""
+    return f"networks/{network}/timestamp.json"
+
+
+def timestamp_signatures(network: str) -> str:
+    """The folder with the signature files of the timestamp."""
+    return f"networks/{network}/timestamp.sigs"
+
+
 def trust_folder(network: str) -> str:
     """The folder of the trust documents."""
     return f"networks/{network}/trust"

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from desired_state.compare import selector_text
 from schemas.base import format_duration, format_time
+from schemas.errors import NotTrusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
+    from desired_state.freshness import TimestampMark
     from desired_state.trust import TrustState
     from schemas.snapshot import Selector, SnapshotDocument
 
@@ -26,6 +28,9 @@ LONGEST: Final = timedelta(days=120)
 """A snapshot that lives longer lets a frozen mirror pass for a healthy one for months."""
 STABLE: Final = timedelta(days=14)
 """Trust that expires sooner needs its root signers now."""
+
+LONGEST_TIMESTAMP: Final = timedelta(days=7)
+"""A timestamp that lives longer than a week says little more than the snapshot's own expiry."""
 
 Severity = Literal["error", "warning"]
 
@@ -58,6 +63,8 @@ class Surroundings:
     now: datetime
     trust: TrustState | None = None
     """Trust in force; None when it could not be established."""
+    timestamp: TimestampMark | NotTrusted | None = None
+    """What a node would make of the timestamp; None where trust has no such role."""
     inventory: Sequence[InventoryNode] = ()
     """Known nodes; empty when none were given."""
     matches: Callable[[Selector, Mapping[str, str]], bool] | None = None
@@ -69,6 +76,7 @@ def lint(document: SnapshotDocument, around: Surroundings) -> tuple[Finding, ...
     found = [
         *_validity(document, around.now),
         *_trust(document, around),
+        *_timestamp(document, around),
         *_runtimes(document),
         *_models(document),
         *_assignments(document),
@@ -118,6 +126,25 @@ def _trust(document: SnapshotDocument, around: Surroundings) -> Iterator[Finding
     if expires - around.now < STABLE:
         text = f"trust version {trust.version} expires at {format_time(expires)}"
         yield Finding("warning", "TrustExpiresSoon", "trust", text, "reconcile trust rotate")
+
+
+def _timestamp(document: SnapshotDocument, around: Surroundings) -> Iterator[Finding]:
+    """Only warnings: it is written after the snapshot, and mostly on another machine."""
+    seen, metadata = around.timestamp, document.metadata
+    where, renew = "timestamp", "reconcile snapshot timestamp --key FILE"
+    if seen is None:
+        return
+    if isinstance(seen, NotTrusted):
+        text = f"nodes will suspect a freeze: {seen.reason}: {seen.message}"
+        yield Finding("warning", "NoTimestamp", where, text, renew)
+        return
+    if seen.position > (metadata.epoch, metadata.sequence):
+        text = f"it names sequence {seen.sequence} of epoch {seen.epoch}: this snapshot is not the newest"
+        yield Finding("warning", "NotTheNewest", where, text, "reconcile snapshot bump")
+    if seen.expires_at - seen.issued_at > LONGEST_TIMESTAMP:
+        days = (seen.expires_at - seen.issued_at).days
+        text = f"it is believed for {days} days: a frozen mirror would go unnoticed that long"
+        yield Finding("warning", "TimestampExpiresLate", where, text, f"{renew} --valid 25h")
 
 
 def _runtimes(document: SnapshotDocument) -> Iterator[Finding]:
@@ -172,7 +199,7 @@ def _assignments(document: SnapshotDocument) -> Iterator[Finding]:
             yield Finding("warning", "Unreachable", where, f"{caught} catches every node before it")
         selector = assignment.selector
         everyone = not selector.match_labels and not selector.match_expressions
-        if everyone and (assignment.rollout is None or assignment.rollout.percent == 100):  # noqa: PLR2004 - per cent
+        if everyone and document.spec.share(assignment.rollout) == 100:  # noqa: PLR2004 - per cent
             caught = caught or where
     if document.spec.assignments and caught is None:
         text = "a node that matches no assignment keeps what it has; there is none for every node"

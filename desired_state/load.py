@@ -45,6 +45,22 @@ class Candidate:
     """Trust documents above the version asked for, ascending."""
     file: str
     """The snapshot's path, for messages."""
+    timestamp: OfferedTimestamp
+    """Who says that this is the newest snapshot, if anybody does."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedTimestamp:
+    """A timestamp as a repository has it, or why it has none."""
+
+    file: str
+    """Its path, for messages."""
+    content: bytes = b""
+    """Its exact bytes; empty where there is an error."""
+    signatures: tuple[bytes, ...] = ()
+    """Its raw signature files."""
+    error: DocumentError | None = None
+    """Why it could not be read: a missing or oversized timestamp must not keep the snapshot beside it from counting."""
 
 
 def load_candidate(files: DocumentFiles, network: str, *, trust_version: int) -> Candidate:
@@ -66,7 +82,18 @@ def load_candidate(files: DocumentFiles, network: str, *, trust_version: int) ->
         error.hint = f"is {network!r} a network of this repository?"
         raise
     signatures = load_signatures(files, layout.snapshot_signatures(network))
-    return Candidate(content, signatures, load_trust(files, network, above=trust_version), path)
+    trust = load_trust(files, network, above=trust_version)
+    return Candidate(content, signatures, trust, path, load_timestamp(files, network))
+
+
+def load_timestamp(files: DocumentFiles, network: str) -> OfferedTimestamp:
+    """Collect the timestamp with its signatures. Nothing that is wrong with it is raised."""
+    path = layout.timestamp_file(network)
+    try:
+        content = files.read(path, reader.TIMESTAMP_LIMIT)
+        return OfferedTimestamp(path, content, load_signatures(files, layout.timestamp_signatures(network)))
+    except DocumentError as error:
+        return OfferedTimestamp(path, error=error)
 
 
 def load_trust(files: DocumentFiles, network: str, *, above: int) -> tuple[TrustLink, ...]:
@@ -170,6 +197,18 @@ def read_bounds(files: DocumentFiles, wanted: Sequence[tuple[FileRef, int]]) -> 
 def load_model(files: DocumentFiles, spec: ModelSpec) -> LoadedModel:
     """The manifest of a model, with its pieces; errors as `load_models`."""
     return load_models(files, [spec])[spec.manifest.digest]
+
+
+def load_manifests(files: DocumentFiles, specs: Iterable[ModelSpec]) -> dict[str, ManifestDocument]:
+    """The manifests alone, by digest: sizes are all that a plan for another node asks of them.
+
+    Raises:
+        MissingDocument, LimitExceeded, DigestMismatch: as `read_bound`.
+        MalformedDocument: not a manifest, or of another model.
+    """
+    wanted = list(specs)
+    contents = read_bounds(files, [(spec.manifest, reader.MANIFEST_LIMIT) for spec in wanted])
+    return {spec.manifest.digest: _manifest_of(spec, contents[spec.manifest.digest]) for spec in wanted}
 
 
 def load_models(

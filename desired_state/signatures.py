@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from eth_account.messages import SignableMessage
 
     from schemas.snapshot import SnapshotDocument
+    from schemas.timestamp import TimestampDocument
     from schemas.trust import TrustDocument
 
 PrimaryType = Literal["Snapshot", "Trust", "Timestamp", "Receipt"]
@@ -167,36 +168,23 @@ def trust_message(document: TrustDocument, content: bytes) -> TypedData:
     )
 
 
-def timestamp_message(
-    *,
-    network: str,
-    epoch: int,
-    sequence: int,
-    snapshot: str,
-    issued_at: datetime,
-    expires_at: datetime,
-    content: bytes,
-) -> TypedData:
-    """What the online key signs: that `snapshot` is the newest, until `expires_at`.
+def timestamp_message(document: TimestampDocument, content: bytes) -> TypedData:
+    """What the online key signs: that a snapshot is the newest, until a time.
 
     Args:
-        network: the network.
-        epoch: epoch of the newest snapshot.
-        sequence: its sequence.
-        snapshot: its content digest.
-        issued_at: when this was said.
-        expires_at: until when it may be believed.
-        content: the exact bytes of the timestamp file.
+        document: the timestamp, read from `content`.
+        content: the exact bytes of the file.
     """
+    metadata, newest = document.metadata, document.snapshot
     return _typed(
-        network,
+        metadata.network,
         "Timestamp",
         {
-            "epoch": epoch,
-            "sequence": sequence,
-            "issuedAt": _seconds(issued_at),
-            "expiresAt": _seconds(expires_at),
-            "snapshotBlake3": _bytes32(snapshot),
+            "epoch": newest.epoch,
+            "sequence": newest.sequence,
+            "issuedAt": _seconds(metadata.issued_at),
+            "expiresAt": _seconds(metadata.expires_at),
+            "snapshotBlake3": _bytes32(newest.digest),
             "contentBlake3": _bytes32(digest_bytes(content)),
         },
     )

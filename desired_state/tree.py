@@ -42,6 +42,8 @@ TRUST_LIMIT: Final = 2**18
 """Bytes of a trust document: three roles of 64 signers take 10 KiB; the rest is room for comments."""
 SIGNATURE_LIMIT: Final = 2**14
 """Bytes of a signature file: it holds some 500, and anybody who can push may add one."""
+TIMESTAMP_LIMIT: Final = 2**14
+"""Bytes of a timestamp: it holds some 400."""
 
 MAX_DEPTH: Final = 32
 """Levels of nesting: our deepest document has 9, `extensions` may hold some more; keeps recursion bounded."""

@@ -170,7 +170,7 @@ def advance(
     _check_addresses(document, file)
     _check_rotation(trust, document, content, signatures, file)
     if metadata.issued_at > now + CLOCK_SKEW:
-        raise NotYetValid(f"{file} begins at {format_time(metadata.issued_at)}", hint=_CLOCK_HINT)
+        raise begins_later(file, metadata.issued_at)
     return TrustState(document, digest_bytes(content))
 
 
@@ -198,7 +198,7 @@ def walk(trust: TrustState, links: Sequence[TrustLink], *, network: str, now: da
 
 def _read_trust(content: bytes, network: str, file: str) -> TrustDocument:
     tree, positions = reader.parse(content, file=file, limit=reader.TRUST_LIMIT)
-    _check_network(reader.envelope(tree, positions, file=file), network, file)
+    check_network(reader.envelope(tree, positions, file=file), network, file)
     return reader.validate(tree, positions, TrustDocument, file=file)
 
 
@@ -301,12 +301,17 @@ def _read_snapshot(content: bytes, network: str, agent_version: str, file: str) 
     """Steps 1 to 4."""
     tree, positions = reader.parse(content, file=file, limit=reader.SNAPSHOT_LIMIT)
     found = reader.envelope(tree, positions, file=file)
-    _check_network(found, network, file)
+    check_network(found, network, file)
     reader.check_agent(found, agent_version, file=file)
     return reader.validate(tree, positions, SnapshotDocument, file=file)
 
 
-def _check_network(found: reader.Envelope, network: str, file: str) -> None:
+def check_network(found: reader.Envelope, network: str, file: str) -> None:
+    """Whether a document belongs to a network.
+
+    Raises:
+        WrongNetwork: it does not.
+    """
     if found.network != network:
         raise WrongNetwork(f"{file} is of the network {found.network!r}, and this node belongs to {network!r}")
 
@@ -344,7 +349,13 @@ def _check_signatures(
     return tally.signers
 
 
-_CLOCK_HINT: Final = "if that is in the past, this node's clock is wrong"
+def begins_later(what: str, issued_at: datetime) -> NotYetValid:
+    """The error for a document whose `issuedAt` lies further ahead than clocks may differ."""
+    return NotYetValid(
+        f"{what} begins at {format_time(issued_at)}",
+        begins=issued_at - CLOCK_SKEW,
+        hint="if that is in the past, this node's clock is wrong",
+    )
 
 
 def _check_validity(document: SnapshotDocument, trust: TrustState, now: datetime, floor: datetime | None) -> None:
@@ -352,7 +363,7 @@ def _check_validity(document: SnapshotDocument, trust: TrustState, now: datetime
     metadata = document.metadata
     latest = now if floor is None else max(now, floor)
     if metadata.issued_at > now + CLOCK_SKEW:
-        raise NotYetValid(f"the snapshot begins at {format_time(metadata.issued_at)}", hint=_CLOCK_HINT)
+        raise begins_later("the snapshot", metadata.issued_at)
     if metadata.expires_at <= latest:
         raise Expired(
             f"the snapshot expired at {format_time(metadata.expires_at)}",

@@ -7,7 +7,7 @@ one, is decided here from plain values; who reads the journal is not our concern
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from desired_state import document
 from schemas.base import Count, Digest, Frozen, Positive
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from schemas.ports import Files
 
-_LIMIT: Final = 4096
-"""Bytes of the file: it holds 130."""
+T = TypeVar("T", bound=Frozen)
+
+_LIMIT: Final = 2**14
+"""Bytes of the file: a mark takes 130, a timestamp's with its 64 signers 4000."""
 
 
 class Mark(Frozen):
@@ -38,20 +40,22 @@ class Mark(Frozen):
         return (self.epoch, self.sequence)
 
 
-class MarkFile:
-    """The copy of the mark that lies beside the journal.
+class CopyFile(Generic[T]):
+    """A small value that is kept in the journal too: the copy that lies beside it.
 
     Args:
-        path: the file `mark` of the state directory.
+        path: a file of the state directory.
         files: durable writes.
+        kind: what it holds.
     """
 
-    def __init__(self, path: Path, files: Files) -> None:
+    def __init__(self, path: Path, files: Files, kind: type[T]) -> None:
         self._path = path
         self._files = files
+        self._kind = kind
 
-    def read(self) -> Mark | None:
-        """The mark; None when this copy is lost: no file, or not one that was written here.
+    def read(self) -> T | None:
+        """The value; None when this copy is lost: no file, or not one that was written here.
 
         Raises:
             StateCorrupt: the file is there and cannot be read.
@@ -65,13 +69,30 @@ class MarkFile:
         except OSError as error:
             raise StateCorrupt(f"{self._path}: {error.strerror}", hint="its owner must be able to read it") from error
         try:
-            return document.load_json(content, Mark, file=str(self._path), limit=_LIMIT)
+            return document.load_json(content, self._kind, file=str(self._path), limit=_LIMIT)
         except DocumentError:
-            return None  # a damaged copy is a lost copy; `reconcile_marks` decides what that means
+            return None  # a damaged copy is a lost copy; whoever compares the two decides what that means
 
-    def write(self, mark: Mark) -> None:
+    def write(self, value: T) -> None:
         """Replace this copy, durably."""
-        self._files.write(self._path, mark.to_json().encode() + b"\n", mode=0o600)
+        self._files.write(self._path, value.to_json().encode() + b"\n", mode=0o600)
+
+    def keep(self, value: T) -> None:
+        """Make this copy say what the other one says, if it does not."""
+        if self.read() != value:
+            self.write(value)
+
+
+class MarkFile(CopyFile[Mark]):
+    """The copy of the mark that lies beside the journal.
+
+    Args:
+        path: the file `mark` of the state directory.
+        files: durable writes.
+    """
+
+    def __init__(self, path: Path, files: Files) -> None:
+        super().__init__(path, files, Mark)
 
 
 def reconcile_marks(file_mark: Mark | None, journal_mark: Mark | None, *, accepted_before: bool) -> Mark | None:

@@ -6,20 +6,22 @@ so that no filter has a say.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from desired_state import layout
 from desired_state.document import SIGNATURE_LIMIT, SNAPSHOT_LIMIT, load_json
 from desired_state.files import FolderFiles, check_path
 from desired_state.git_safety import environment
+from desired_state.git_source import GitSettings, GitSource
 from schemas.digests import digest_bytes
 from schemas.errors import ConfigError, DocumentError, MissingDocument, UsageError
 from schemas.trust import SignatureFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
+    from desired_state.git_source import CommitFiles
     from schemas.ports import Ports
 
 _GIT_TIMEOUT: Final = 30.0
@@ -56,6 +58,16 @@ class Workspace:
     def snapshot_signatures(self) -> str:
         """Folder of the snapshot's signatures."""
         return layout.snapshot_signatures(self.network)
+
+    @property
+    def timestamp_file(self) -> str:
+        """Path of the timestamp."""
+        return layout.timestamp_file(self.network)
+
+    @property
+    def timestamp_signatures(self) -> str:
+        """Folder of the timestamp's signatures."""
+        return layout.timestamp_signatures(self.network)
 
     def snapshot(self) -> bytes:
         """The snapshot's bytes.
@@ -171,6 +183,19 @@ class Workspace:
             raise UsageError(f"{revision!r} is not a revision")
         code, content, _ = self._ask("cat-file", "blob", f"{revision}:./{check_path(path)}", limit=limit)
         return content if code == 0 else None
+
+    def revision(self, revision: str) -> CommitFiles:
+        """The files of a revision, read as a node would read them: from git's objects.
+
+        Raises:
+            UsageError: git does not know it.
+        """
+        if not self.has_revision(revision):
+            raise UsageError(f"{revision!r} is not a revision of {self.root}")
+        tree = self._ask("rev-parse", "--verify", f"{revision}:./")[1].decode().strip()
+        folder = self._ask("rev-parse", "--absolute-git-dir")[1].decode().strip()
+        settings = GitSettings(timeout=_GIT_TIMEOUT, max_bytes=0, environment=self._env)
+        return GitSource(self._ports, settings).files(Path(folder), tree)
 
     def committed(self, path: str, *, limit: int = SNAPSHOT_LIMIT) -> bytes | None:
         """A file's bytes in the last commit; None outside git, before the first commit, or where it was not there."""

@@ -1,18 +1,20 @@
-"""Documents by digest: from the journal, or from a candidate that is only being looked at."""
+"""Documents by digest: from a repository, from the journal, or from a candidate that is only being looked at."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from desired_state.document import SNAPSHOT_LIMIT, load
-from desired_state.load import parse_manifest, parse_probe
+from desired_state.load import load_models, load_probes, parse_manifest, parse_probe
+from reconciler.journal import StoredDocument
 from runtime.interfaces import Model
 from schemas.snapshot import SnapshotDocument
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reconciler.journal import Journal, StoredDocument
+    from desired_state.files import DocumentFiles
+    from reconciler.journal import Journal
     from schemas.probe import ProbeDocument
 
 
@@ -55,3 +57,18 @@ class JournalDocuments:
     def probe(self, digest: str) -> ProbeDocument:
         """A probe."""
         return parse_probe(self.content(digest), file="probe")
+
+
+def bound_documents(files: DocumentFiles, document: SnapshotDocument) -> dict[str, StoredDocument]:
+    """Every manifest, pieces file and probe that a snapshot names, read, checked against its digest, and well-formed.
+
+    Raises:
+        MissingDocument, DigestMismatch, MalformedDocument, LimitExceeded: one of them is not what it must be.
+    """
+    found: dict[str, StoredDocument] = {}
+    for model in load_models(files, document.spec.models).values():
+        found[model.digest] = StoredDocument("manifest", model.content)
+        found[model.manifest.spec.pieces.digest] = StoredDocument("pieces", model.pieces, parent=model.digest)
+    for probe in load_probes(files, document.spec.models).values():
+        found[probe.digest] = StoredDocument("probe", probe.content)
+    return found

@@ -178,6 +178,8 @@ def _close(
         summary = f"{failed.action.id}: {failed.error.reason}: {failed.error.message}"
     else:
         summary = ", ".join(outcome.action.id for outcome in outcomes)
+    if plan.outside_window:
+        summary = f"{summary} (outside its maintenance window, by hand)"
     journal.finish_pass(
         number,
         outcome="applied" if whole else "cancelled" if "cancelled" in statuses else "failed",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from schemas.digests import digest_text
-from schemas.observation import Absent, PartialModel, Present, StoredModel, Unknown
+from schemas.observation import Absent, ArchivedModel, Present, StoredModel, Unknown
 
 if TYPE_CHECKING:
-    from schemas.observation import FrontSeen, Instance, Observation, Observed
+    from schemas.observation import FrontSeen, Instance, ModelSeen, Observation, Observed
 
 
 def fingerprint(observed: Observed) -> str:
@@ -34,6 +34,8 @@ def fingerprint(observed: Observed) -> str:
         *(f"held {subject} {hold.failures}" for subject, hold in sorted(memory.holds.items())),
         *((f"front {_front(state.front)}",) if state.front is not None else ()),
         f"good {memory.last_known_good.target.spec_digest if memory.last_known_good else ''}",
+        *(f"check {digest}" for digest in sorted(memory.checks)),
+        f"residue {bool(state.residue)}",
         f"suspended {memory.suspended}",
     ]
     return digest_text("\n".join(lines))
@@ -56,10 +58,14 @@ def _image(seen: Observation[str]) -> str:
     return seen.value if isinstance(seen, Present) else _other(seen)
 
 
-def _model(seen: Observation[StoredModel | PartialModel]) -> str:
-    if isinstance(seen, Present):
-        return f"stored intact={seen.value.intact}" if isinstance(seen.value, StoredModel) else "partial"
-    return _other(seen)
+def _model(seen: Observation[ModelSeen]) -> str:
+    if not isinstance(seen, Present):
+        return _other(seen)
+    if isinstance(seen.value, StoredModel):
+        return f"stored intact={seen.value.intact}"
+    if isinstance(seen.value, ArchivedModel):
+        return "archived"
+    return "quarantined" if seen.value.quarantined else "partial"
 
 
 def _other(seen: Absent | Unknown) -> str:

@@ -14,7 +14,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 from reconciler.memory import (
+    AskCheck,
     CommitGood,
+    DropCheck,
     DropHold,
     ForgetModel,
     IssueReceipt,
@@ -50,6 +52,14 @@ BUSY_SECONDS: Final = 10
 KEPT_EVENTS: Final = 10_000
 KEPT_PASSES: Final = 2_000
 """Rows kept: years of a quiet node, days of a troubled one, a few MiB at most."""
+
+_CHECK: Final = "check/"
+"""Facts of this name say which manifests a person wants to be hashed, and why."""
+_UNLISTED: Final = "unlisted/"
+"""Facts of this name count the running time of what lies in the store without a record, and is not listed."""
+
+_COUNTED: Final = "counted"
+"""The fact that says when that was last done."""
 
 PassOutcome = Literal["running", "applied", "failed", "cancelled", "interrupted"]
 
@@ -297,6 +307,12 @@ class Journal:
             self._put_model(change.record, now)
         elif isinstance(change, ForgetModel):
             self._db.execute("DELETE FROM models WHERE manifest = ?", (change.manifest,))
+            for prefix in (_UNLISTED, _CHECK):
+                self._db.execute("DELETE FROM facts WHERE name = ?", (prefix + change.manifest,))
+        elif isinstance(change, AskCheck):
+            self._set_fact(_CHECK + change.manifest, change.cause)
+        elif isinstance(change, DropCheck):
+            self._db.execute("DELETE FROM facts WHERE name = ?", (_CHECK + change.manifest,))
         elif isinstance(change, Reject):
             item = change.rejection
             self._db.execute(
@@ -380,17 +396,51 @@ class Journal:
         )
         self._db.execute("DELETE FROM events WHERE number <= ?", ((cursor.lastrowid or 0) - KEPT_EVENTS,))
 
-    def count_unlisted(self, listed: frozenset[str], seconds: float) -> None:
-        """Add running time to the models that are not listed, and forget the time of those that are again."""
+    def count_unlisted(
+        self,
+        listed: frozenset[str],
+        seconds: float,
+        there: frozenset[str] | None = None,
+        *,
+        now: datetime | None = None,
+    ) -> None:
+        """Add running time to what is not listed, and forget the time of what is again, or is gone.
+
+        Args:
+            listed: manifests that the snapshot lists.
+            seconds: running time since the last count.
+            there: manifests of which the store has something; None where nobody knows.
+            now: remembered as the time of this count, as long as there is something to count.
+        """
         rows = self._db.execute("SELECT manifest, unlisted_for FROM models").fetchall()
         updates = [
             (0.0 if manifest in listed else spent + seconds, manifest)
             for manifest, spent in rows
             if (manifest in listed and spent) or (manifest not in listed and seconds > 0)
         ]
-        if updates:
-            with self._transaction():
-                self._db.executemany("UPDATE models SET unlisted_for = ? WHERE manifest = ?", updates)
+        recorded = {manifest for manifest, _ in rows}
+        leftovers = there - listed - recorded if there is not None else None
+        if not (updates or leftovers or recorded - listed or self._facts(_UNLISTED)):
+            return  # so that an idle pass writes nothing
+        with self._transaction():
+            self._db.executemany("UPDATE models SET unlisted_for = ? WHERE manifest = ?", updates)
+            if leftovers is not None:
+                self._count_leftovers(leftovers, seconds)
+            if now is not None:
+                self._set_fact(_COUNTED, _write(now))
+
+    def _count_leftovers(self, leftovers: frozenset[str], seconds: float) -> None:
+        known = {manifest: float(spent) for manifest, spent in self._facts(_UNLISTED).items()}
+        for manifest in sorted(known.keys() - leftovers):
+            self._db.execute("DELETE FROM facts WHERE name = ?", (_UNLISTED + manifest,))
+        for manifest in sorted(leftovers):
+            self._set_fact(
+                _UNLISTED + manifest, str(known.get(manifest, 0.0) + (seconds if manifest in known else 0.0))
+            )
+
+    def counted_at(self) -> datetime | None:
+        """When running time was last counted for something that is not listed."""
+        return _maybe(self.fact(_COUNTED))
 
     def forget_rejections(self, subjects: Sequence[str] | None, note: Note, now: datetime) -> int:
         """Clear remembered failures: of the named subjects, or all with their holds. Returns how many there were."""
@@ -454,7 +504,14 @@ class Journal:
             recent_starts={spec: tuple(sorted(times)) for spec, times in starts.items()},
             applied=self.fact("applied"),
             suspended=self.fact("suspended"),
+            checks=self._facts(_CHECK),
+            leftovers={manifest: float(spent) for manifest, spent in self._facts(_UNLISTED).items()},
         )
+
+    def _facts(self, prefix: str) -> dict[str, str]:
+        """Facts of a prefix, by what follows it."""
+        rows = self._db.execute("SELECT name, value FROM facts WHERE substr(name, 1, ?) = ?", (len(prefix), prefix))
+        return {name[len(prefix) :]: value for name, value in rows}
 
     def _last_known_good(self) -> LastKnownGood | None:
         row = self._db.execute("SELECT target, snapshot, since FROM last_known_good").fetchone()

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from reconciler.desired import Desired
 from reconciler.executor import execute
-from reconciler.memory import RESTART_WINDOW, Note
+from reconciler.memory import RESTART_WINDOW, DropCheck, Note
 from reconciler.observe import observe
 from reconciler.planner import plan as make_plan
 from reconciler.published import read_status
 from reconciler.status import Finding, exit_code, summarise
 from reconciler.target import choose
 from schemas.errors import MissingDocument, StalePlan
-from schemas.observation import Present
+from schemas.observation import Present, StoredModel, Unknown
 from schemas.status import FrontStatus, FrontStatusCounts
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from schemas.node import NodeConfig
     from schemas.observation import FrontSeen, Observation, Observed
     from schemas.plan import Action, Plan
+    from schemas.ports import Stop
     from schemas.status import NodeStatus
 
 MAX_ROUNDS: Final = 12
@@ -133,11 +134,12 @@ class Reconciler:
         self._last_pass: datetime | None = None
         self._published: NodeStatus | None = None
 
-    def run_pass(self, *, expected: Plan | None = None) -> PassResult:
+    def run_pass(self, *, expected: Plan | None = None, ignore_windows: bool = False) -> PassResult:
         """Bring the node to its desired state, as far as it can be done now.
 
         Args:
-            expected: a saved plan: the first round's plan must be the same.
+            expected: a saved plan: the first round's plan must be the same. What it was allowed, this pass is.
+            ignore_windows: a person wants changes now, whatever the maintenance windows say.
 
         Raises:
             StalePlan: it is not.
@@ -145,21 +147,27 @@ class Reconciler:
         node = self._node
         ports = node.adapters.ports
         now = ports.clock.now()
-        self._count_running_time(now)
         report = self._source.refresh(now)
         accepted = node.journal.accepted()
         outcomes: list[Outcome] = []
         drifted = False
         tried: tuple[Action, ...] = ()
+        ignore_windows = ignore_windows or (expected is not None and expected.outside_window)
         for round_number in range(MAX_ROUNDS):
             desired, observed = node.look(accepted.digest if accepted else "")
-            plan = make_plan(desired, observed, node.config, ports.clock.now())
+            plan = make_plan(desired, observed, node.config, ports.clock.now(), ignore_windows=ignore_windows)
+            if round_number == 0:
+                self._count_running_time(now, observed)
+            self._drop_idle_checks(observed)
             if expected is not None and round_number == 0 and plan.identity != expected.identity:
                 raise StalePlan(
                     "the saved plan is not what would be done now", hint="run `reconcile plan --out FILE` again"
                 )
             if not plan.actions or ports.stop.is_set():
                 break
+            if plan.outside_window:
+                note = Note("Warning", "WindowIgnored", "changes are made outside their maintenance window, by hand")
+                node.journal.apply((note,), ports.clock.now())
             drifted = drifted or (round_number == 0 and observed.memory.applied == plan.snapshot)
             execution = execute(
                 plan,
@@ -179,6 +187,43 @@ class Reconciler:
             note = Note("Warning", "NotConverging", f"still not converged after {MAX_ROUNDS} rounds")
             node.journal.apply((note,), ports.clock.now())
         return self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
+
+    def _drop_idle_checks(self, observed: Observed) -> None:
+        """Forget that somebody wants a model to be hashed that is no longer stored: there is nothing to hash."""
+        stored = {
+            digest
+            for digest, seen in observed.state.models.items()
+            if isinstance(seen, Unknown) or (isinstance(seen, Present) and isinstance(seen.value, StoredModel))
+        }
+        gone = sorted(observed.memory.checks.keys() - stored)
+        self._node.journal.apply([DropCheck(digest) for digest in gone], self._node.adapters.ports.clock.now())
+
+    def idle(self, stop: Stop) -> bool:
+        """Spend time in which nothing is due on looking for bit rot.
+
+        Args:
+            stop: ends it soon.
+
+        Returns:
+            Whether something was found that a pass has to look at.
+
+        Raises:
+            DownloadFailed: the disk failed.
+        """
+        node = self._node
+        settings = node.config.models.scrub
+        while settings.rate and not stop.is_set():
+            found = node.adapters.store.scrub(rate=settings.rate, every=settings.every, stop=stop)
+            if found is None:
+                return False
+            if found.bad:
+                note = Note("Warning", "BitRotFound", f"{found.model}: {found.bad}", subject=found.model)
+            else:
+                note = Note("Normal", "ModelScrubbed", f"{found.model} was looked through: nothing rots")
+            node.journal.apply((note,), node.adapters.ports.clock.now())
+            if found.bad:
+                return True
+        return False
 
     def _conclude(
         self,
@@ -217,17 +262,24 @@ class Reconciler:
         self._publish(status)
         return PassResult(status, exit_code(finding, status), tuple(outcomes), plan)
 
-    def _count_running_time(self, now: datetime) -> None:
+    def _count_running_time(self, now: datetime, observed: Observed) -> None:
+        """Count running time for what is not listed. What it comes to is for the next pass."""
         node = self._node
         accepted = node.journal.accepted()
         if accepted is None:
             return
-        spent = (now - self._last_pass).total_seconds() if self._last_pass else 0.0
+        # Where each pass is a process of its own, as under a timer, the journal knows when the last one was.
+        before = self._last_pass or node.journal.counted_at()
+        spent = (now - before).total_seconds() if before is not None else 0.0
         self._last_pass = now
         document = node.documents.snapshot(accepted.digest)
         listed = frozenset(spec.manifest.digest for spec in document.spec.models)
+        models = observed.state.models
+        unknown = any(isinstance(seen, Unknown) for seen in models.values())
+        there = frozenset(digest for digest, seen in models.items() if isinstance(seen, Present))
         # A clock that was set back counts for nothing.
-        node.journal.count_unlisted(listed, min(max(spent, 0.0), MAX_COUNTED_GAP))
+        seconds = min(max(spent, 0.0), MAX_COUNTED_GAP)
+        node.journal.count_unlisted(listed, seconds, None if unknown else there, now=now)
 
     def _previous(self) -> NodeStatus | None:
         if self._published is None:

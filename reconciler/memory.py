@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from schemas.errors import EngineUnreachable, NoSpace, ReconcileError
 from schemas.observation import Hold, LastKnownGood, ModelRecord, Rejection
-from schemas.plan import DownloadModel, PullImage, StartInstance, ValidateModel, VerifyModel
+from schemas.plan import (
+    ArchiveModel,
+    DownloadModel,
+    PullImage,
+    RestoreModel,
+    StartInstance,
+    ValidateModel,
+    VerifyModel,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,6 +78,21 @@ class DropHold:
 
 
 @dataclass(frozen=True, slots=True)
+class AskCheck:
+    """A person wants a model to be hashed."""
+
+    manifest: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropCheck:
+    """There is a verdict on a model."""
+
+    manifest: str
+
+
+@dataclass(frozen=True, slots=True)
 class IssueReceipt:
     """A subject passed."""
 
@@ -106,7 +129,19 @@ class Note:
     data: Mapping[str, str] = field(default_factory=dict)
 
 
-Change = PutModel | ForgetModel | Reject | PutHold | DropHold | IssueReceipt | VoidReceipts | CommitGood | Note
+Change = (
+    PutModel
+    | ForgetModel
+    | Reject
+    | PutHold
+    | DropHold
+    | AskCheck
+    | DropCheck
+    | IssueReceipt
+    | VoidReceipts
+    | CommitGood
+    | Note
+)
 
 
 # --- what failures leave ------------------------------------------------------------------------------------------
@@ -132,7 +167,7 @@ def after_failure(
         now: the time of the failure.
     """
     warning = Note("Warning", error.reason, error.message, subject=action.id)
-    if isinstance(action, DownloadModel | VerifyModel):
+    if isinstance(action, DownloadModel | RestoreModel | VerifyModel | ArchiveModel):
         return (warning, *_model_failed(action, error, memory, now))
     if isinstance(action, PullImage):
         return (warning, _held(action.image, error, memory, now))
@@ -154,18 +189,24 @@ def model_state(
 
 
 def _model_failed(
-    action: DownloadModel | VerifyModel, error: ReconcileError, memory: Memory, now: datetime
+    action: DownloadModel | RestoreModel | VerifyModel | ArchiveModel,
+    error: ReconcileError,
+    memory: Memory,
+    now: datetime,
 ) -> tuple[Change, ...]:
     manifest = action.manifest.digest
     failures = _failures(manifest, memory) + 1
-    hold = PutHold(Hold(manifest, error.reason, error.message, failures, backoff(failures, now)))
+    found_bad = isinstance(action, VerifyModel | ArchiveModel) and error.reason == "ModelCorrupt"
+    # Bytes that went bad here say nothing about the sources: the first repair follows at once, the next ones wait.
+    until = now if found_bad and failures == 1 else backoff(failures, now)
+    hold = PutHold(Hold(manifest, error.reason, error.message, failures, until))
     if error.retry == "operator" or isinstance(error, NoSpace):
         return (hold,)
     if error.reason != "ModelCorrupt":
         # Unreachable mirrors say nothing about the model: its state does not change.
         return (hold,)
     record = ModelRecord(manifest, action.model, "Failed", now, error.message, failures=failures, size=action.size)
-    return (hold, PutModel(record), VoidReceipts(manifest, error.message))
+    return (hold, PutModel(record), VoidReceipts(manifest, error.message), DropCheck(manifest))
 
 
 def _runtime_failed(

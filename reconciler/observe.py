@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reconciler.selectors import node_labels
 from reconciler.target import assigned
 from schemas.errors import BackendUnavailable, MissingDocument, ReconcileError
-from schemas.observation import Absent, NodeState, Observed, PartialModel, Present, StoredModel, Unknown
+from schemas.observation import Absent, ArchivedModel, NodeState, Observed, PartialModel, Present, StoredModel, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from reconciler.kinds.base import Documents
     from runtime.interfaces import Backend, Engine, Front, HardwareProbe, ModelStore
     from schemas.node import NodeConfig
-    from schemas.observation import FrontSeen, Instance, Memory, Observation
+    from schemas.observation import FrontSeen, Instance, Memory, ModelSeen, Observation
     from schemas.snapshot import Assignment, SnapshotDocument
 
 
@@ -49,9 +50,11 @@ def observe(
     """
     installed = tuple(native for engine in engines.values() if (native := engine.native()) is not None)
     machine = hardware.read()
-    assignment = assigned(document, node_id, machine, node) if document is not None else None
+    labels = node_labels(node.labels, machine, installed, backends)
+    assignment = assigned(document, node_id, labels) if document is not None else None
     wanted = _wanted(document, assignment, memory)
     models = _models(store, wanted)
+    missing, room = _missing(store, documents, [*wanted, *_returning(document, wanted, models)], models)
     return Observed(
         node_id=node_id,
         memory=memory,
@@ -62,7 +65,11 @@ def observe(
             not_enforced={name: backend.not_enforced() for name, backend in sorted(backends.items())},
             images=_images(document, assignment, memory, backends),
             models=models,
-            missing=_missing(store, documents, wanted, models),
+            missing=missing,
+            room=room,
+            residue=_residue(store),
+            cold_free=store.cold_free(),
+            unguarded=store.unguarded(),
             front=_front(front) if front is not None else None,
         ),
     )
@@ -92,33 +99,57 @@ def _wanted(document: SnapshotDocument | None, assignment: Assignment | None, me
     return tuple(wanted)
 
 
-def _models(store: ModelStore, wanted: Sequence[str]) -> Mapping[str, Observation[StoredModel | PartialModel]]:
+def _models(store: ModelStore, wanted: Sequence[str]) -> Mapping[str, Observation[ModelSeen]]:
     try:
         stored = store.list()
     except (OSError, ReconcileError) as error:
         return dict.fromkeys(wanted, Unknown(str(error)))
-    seen: dict[str, Observation[StoredModel | PartialModel]] = {digest: Absent() for digest in wanted}
+    seen: dict[str, Observation[ModelSeen]] = {digest: Absent() for digest in wanted}
     return seen | {digest: Present(model) for digest, model in stored.items()}
+
+
+def _returning(
+    document: SnapshotDocument | None, wanted: Sequence[str], models: Mapping[str, Observation[ModelSeen]]
+) -> Sequence[str]:
+    """Listed manifests that are here in another form than they should be: in quarantine, or in cold storage."""
+    listed = [spec.manifest.digest for spec in document.spec.models] if document is not None else []
+    found = {digest: models[digest] for digest in listed if digest in models and digest not in wanted}
+    return [
+        digest
+        for digest, seen in found.items()
+        if isinstance(seen, Present)
+        and (isinstance(seen.value, ArchivedModel) or (isinstance(seen.value, PartialModel) and seen.value.quarantined))
+    ]
 
 
 def _missing(
     store: ModelStore,
     documents: Documents,
-    wanted: Sequence[str],
-    models: Mapping[str, Observation[StoredModel | PartialModel]],
-) -> Mapping[str, int]:
+    digests: Sequence[str],
+    models: Mapping[str, Observation[ModelSeen]],
+) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Bytes to fetch, and bytes of the disk to take, by manifest."""
     missing: dict[str, int] = {}
-    for digest in wanted:
+    room: dict[str, int] = {}
+    for digest in digests:
         seen = models[digest]
         stored = isinstance(seen, Present) and isinstance(seen.value, StoredModel)
         if stored or isinstance(seen, Unknown):
             continue
         try:
-            missing[digest] = store.missing(documents.model(digest))
+            model = documents.model(digest)
+            missing[digest], room[digest] = store.missing(model), store.room(model)
         except MissingDocument:
             # Its manifest is not kept: it cannot be fetched, which the action itself will say.
             continue
-    return missing
+    return missing, room
+
+
+def _residue(store: ModelStore) -> int:
+    try:
+        return store.residue()
+    except (OSError, ReconcileError):
+        return 0
 
 
 def _images(

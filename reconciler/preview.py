@@ -7,29 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from desired_state.document import SNAPSHOT_LIMIT, load
-from desired_state.files import FolderFiles
 from desired_state.layout import snapshot_file
+from reconciler.documents import bound_documents
+from reconciler.inquiry import Question, git_source, inquire
 from reconciler.journal import StoredDocument
-from reconciler.source import (
-    Question,
-    bound_documents,
-    current_mark,
-    current_trust,
-    git_source,
-    inquire,
-    known_heads,
-)
+from reconciler.source import current_mark, current_timestamp, current_trust, known_verdicts, with_imported
 from reconciler.state_dir import StateDir
 from schemas.digests import digest_bytes
-from schemas.errors import NotTrusted, ReconcileError, WrongNetwork
+from schemas.errors import NotTrusted, ReconcileError, SignaturesPending, WrongNetwork
+from schemas.plan import Explanation, Notice
 from schemas.snapshot import SnapshotDocument
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from desired_state.files import DocumentFiles
     from reconciler.journal import Journal
     from schemas.node import NodeConfig
+    from schemas.plan import Plan
     from schemas.ports import Ports
 
 
@@ -46,17 +42,32 @@ class Preview:
     cleared: tuple[str, ...] = ()
     """Subjects whose remembered failure it would clear."""
     refusal: ReconcileError | None = None
-    """Why what the repositories show cannot be believed, or could not be seen."""
+    """Why what the repositories show cannot be believed, or could not be seen, or may not be the newest."""
+    remarks: tuple[ReconcileError, ...] = ()
+    """What else is worth knowing about where it comes from, and stops nothing."""
 
 
-def preview_folder(config: NodeConfig, folder: Path) -> Preview:
-    """A working copy: read and checked like any other, but signed by nobody.
+def told(plan: Plan, seen: Preview) -> Plan:
+    """A plan that also says what is known of its source. Its identity stays the same."""
+    reasons = [*([seen.refusal] if seen.refusal is not None else ()), *seen.remarks]
+    distinct = list({(one.reason, one.message): one for one in reasons}.values())
+    steps = [Explanation(subject="source", decision=f"{one.reason}: {one.message}"[:4096]) for one in distinct]
+    if seen.verified and not steps:
+        text = f"sequence {plan.sequence} is the newest valid snapshot that any repository shows"
+        steps = [Explanation(subject="source", decision=text)]
+    notices = tuple(
+        Notice(reason=one.reason, message=one.message[:4096]) for one in distinct if one is not seen.refusal
+    )
+    return plan.model_copy(update={"trace": (*steps, *plan.trace), "notices": notices})
+
+
+def preview_files(config: NodeConfig, files: DocumentFiles) -> Preview:
+    """A working copy or a commit of one: read and checked like any other, but its signatures are not asked for.
 
     Raises:
         DocumentError: a document is not what it must be.
         WrongNetwork: it is another network's.
     """
-    files = FolderFiles(folder)
     path = snapshot_file(config.network)
     content = files.read(path, SNAPSHOT_LIMIT)
     document = load(content, SnapshotDocument, file=path, limit=SNAPSHOT_LIMIT)
@@ -85,19 +96,29 @@ def preview(config: NodeConfig, journal: Journal, *, ports: Ports, scratch: Path
     except NotTrusted as error:
         return replace(in_force, refusal=error)
     question = Question(
-        config=config,
+        config=with_imported(config, state),
         git=git_source(config, ports),
         into=scratch,
         borrow=state.mirror if state.mirror.is_dir() else None,
-        seen=known_heads(journal) if accepted else {},
+        seen=known_verdicts(journal),
         trust=trust,
         mark=mark,
-        floor=accepted.issued_at if accepted else None,
+        timestamp=current_timestamp(state, journal, ports),
+        accepted=accepted,
         agent=agent,
         now=now,
     )
     answer = inquire(question)
+    doubt = answer.doubt.error if answer.doubt is not None and answer.doubt.promised else None
+    alarm = isinstance(answer.refusal, NotTrusted) and not isinstance(answer.refusal, SignaturesPending)
+    refusal = answer.refusal if alarm or doubt is None else doubt
+    found = replace(in_force, refusal=refusal, remarks=answer.remarks)
     if answer.snapshot is None or answer.snapshot.digest == in_force.digest:
-        return replace(in_force, refusal=answer.refusal)
-    retry = answer.snapshot.document.spec.retry
-    return Preview(answer.snapshot.digest, verified=True, documents=answer.documents, cleared=retry)
+        return found
+    return replace(
+        found,
+        digest=answer.snapshot.digest,
+        verified=True,
+        documents=answer.documents,
+        cleared=answer.snapshot.document.spec.retry,
+    )

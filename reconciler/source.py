@@ -1,58 +1,59 @@
-"""Asks the repositories, decides what may be believed, and puts it in force. The shell around `desired_state`.
+"""Puts in force what the repositories show and may be believed: the one writer of what was accepted.
 
-`inquire` is shared with the dry run: it reads and verifies, and puts nothing in force. Only `RepositorySource.refresh`
-writes:
-the journal in one transaction, then the second copy of the mark.
+`reconciler.inquiry` asks and decides, for a pass as for a dry run. Here the journal is written, in one transaction,
+then the second copies of the marks.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from desired_state.choice import RepositoryResult, choose
-from desired_state.git_source import GitSettings, GitSource
-from desired_state.load import load_candidate, load_models, load_probes
-from desired_state.trust import accept_snapshot, recall, verify_first, walk
-from desired_state.watermark import Mark, MarkFile, reconcile_marks
-from reconciler.journal import Accepted, StoredDocument
+from desired_state.freshness import TimestampMark, newest
+from desired_state.git_safety import scrub
+from desired_state.trust import recall
+from desired_state.watermark import CopyFile, Mark, MarkFile, reconcile_marks
+from reconciler import verdicts
+from reconciler.inquiry import Question, git_source, inquire
+from reconciler.journal import Accepted
 from reconciler.memory import Note
 from reconciler.published import read_status
 from reconciler.status import SourceReport
-from schemas.digests import digest_bytes, short
+from schemas.digests import short
 from schemas.errors import (
-    Equivocation,
+    ClockBehind,
+    FreezeSuspected,
     MarkLost,
     NotTrusted,
     ReconcileError,
     SignaturesPending,
     SourceUnreachable,
-    TrustBroken,
+    StaleSource,
 )
+from schemas.node import Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
-    from pathlib import Path
 
-    from desired_state.files import DocumentFiles
-    from desired_state.load import Candidate
     from desired_state.snapshot import Snapshot
-    from desired_state.trust import TrustLink, TrustState
+    from desired_state.trust import TrustState
+    from reconciler.inquiry import Answer
     from reconciler.journal import Journal
     from reconciler.loop import Node
     from reconciler.state_dir import StateDir
+    from reconciler.verdicts import Verdict
     from schemas.node import NodeConfig
     from schemas.ports import Ports
-    from schemas.snapshot import SnapshotDocument
 
 LOST: Final = "mark.lost"
 """Fact: both copies of the mark were found missing. Stays until a person gives the mark up: the next status no longer
 names a snapshot, and would hide the loss."""
-HEADS: Final = "source.heads"
-"""Fact: the commit that each repository showed when it was last examined, with what that came to."""
+VERDICTS: Final = "source.verdicts"
+"""Fact: what each repository came to when it was last examined."""
+REMARKS: Final = "source.remarks"
+"""Fact: the remarks of the last look, a line each: only new ones become events."""
+TIMESTAMP: Final = "timestamp"
+"""Fact: the newest accepted timestamp."""
 TRUST: Final = "trust.digest"
 """Fact: digest of the trust document that counts now; the pinned one's until the chain is walked."""
 
@@ -98,195 +99,43 @@ def forget_mark(state: StateDir, journal: Journal, ports: Ports) -> None:
     journal.forget_accepted(
         Note("Warning", "MarkForgotten", "the high-water mark was given up by hand"), ports.clock.now()
     )
-    journal.set_fact(HEADS, "")
+    journal.set_fact(VERDICTS, "")
     journal.set_fact(LOST, "")
     ports.files.remove(state.mark)
 
 
-# --- asking, without writing --------------------------------------------------------------------------------------
+def current_timestamp(state: StateDir, journal: Journal, ports: Ports) -> TimestampMark | None:
+    """The newest accepted timestamp, from both of its copies; None before the first.
 
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What the repositories are asked for, and what this node knows already."""
-
-    config: NodeConfig
-    git: GitSource
-    into: Path
-    """Where fetched objects go: the mirror, or a scratch repository."""
-    borrow: Path | None
-    """A mirror whose objects need not be fetched again."""
-    seen: Mapping[str, str]
-    """By repository: the commit at which it was last found to hold what is in force."""
-    trust: TrustState | None
-    """The trust that counts now, None before the first."""
-    mark: Mark | None
-    floor: datetime | None
-    """`issuedAt` of the newest accepted snapshot."""
-    agent: str
-    now: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What asking came to. Nothing of it is in force yet."""
-
-    snapshot: Snapshot | None = None
-    """The highest valid snapshot among the repositories that moved; None when none of them has one."""
-    commit: str = ""
-    documents: Mapping[str, StoredDocument] = field(default_factory=dict)
-    """By digest: the snapshot, its manifests, pieces and probes."""
-    trust: TrustState | None = None
-    """The furthest trust that any repository's chain leads to."""
-    trust_documents: Mapping[str, StoredDocument] = field(default_factory=dict)
-    heads: Mapping[str, str] = field(default_factory=dict)
-    """By repository: commits that hold that very snapshot."""
-    complaints: tuple[ReconcileError, ...] = ()
-    """What is wrong with repositories that do not count."""
-    refusal: ReconcileError | None = None
-    """Why nothing can be believed; None when something can, or when nothing moved."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    """One repository's state, before anything is believed."""
-
-    url: str
-    commit: str
-    files: DocumentFiles
-    candidate: Candidate
-
-
-def inquire(question: Question) -> Answer:
-    """Ask every repository, follow every chain of trust, and choose the highest valid snapshot (I1).
-
-    Trust is settled first, over all repositories: one that withholds a rotation must not make the signers count whom
-    that rotation revoked.
-    """
-    offers: list[_Offer] = []
-    results: list[RepositoryResult] = []
-    unmoved = 0
-    for repository in question.config.repositories:
-        try:
-            offer = _ask(question, repository.url)
-        except ReconcileError as error:
-            results.append(RepositoryResult(repository.url, error=error))
-            continue
-        if offer is None:
-            unmoved += 1
-        else:
-            offers.append(offer)
-    trust, trust_documents, broken = _settle_trust(question, offers)
-    results += [_judge(question, offer, trust, broken) for offer in offers]
-    if not results:
-        return Answer(trust=trust)
-    try:
-        choice = choose(results)
-        offer = next(offer for offer in offers if offer.url == choice.url)
-        documents = {choice.snapshot.digest: StoredDocument("snapshot", choice.snapshot.content)}
-        documents |= bound_documents(offer.files, choice.snapshot.document)
-    except ReconcileError as error:
-        # A repository that has not moved still stands behind what is in force.
-        stands = unmoved > 0 and not isinstance(error, Equivocation)
-        return Answer(trust=trust, complaints=(error,) if stands else (), refusal=None if stands else error)
-    same = {
-        item.url: item.commit for item in results if item.snapshot and item.snapshot.digest == choice.snapshot.digest
-    }
-    complaints = tuple(error for _, error in choice.others)
-    return Answer(choice.snapshot, choice.commit, documents, trust, trust_documents, same, complaints)
-
-
-def _ask(question: Question, url: str) -> _Offer | None:
-    """What a repository shows; None when it has not moved."""
-    config = question.config
-    if question.git.head(url, config.branch) == question.seen.get(url):
-        return None
-    commit = question.git.fetch(url, config.branch, question.into, borrow=question.borrow)
-    files = question.git.files(question.into, commit)
-    version = question.trust.version if question.trust else 0
-    return _Offer(url, commit, files, load_candidate(files, config.network, trust_version=version))
-
-
-def _settle_trust(
-    question: Question, offers: Sequence[_Offer]
-) -> tuple[TrustState | None, dict[str, StoredDocument], dict[str, ReconcileError]]:
-    """The furthest trust, the documents that led there, and by repository why its chain cannot be followed."""
-    trust, network = question.trust, question.config.network
-    documents: dict[str, StoredDocument] = {}
-    broken: dict[str, ReconcileError] = {}
-    for offer in offers:
-        links = offer.candidate.trust
-        try:
-            if trust is None:
-                first = _first(links)
-                trust = verify_first(first.content, question.config.trust.digest, network, file=first.file)
-                documents[trust.digest] = StoredDocument("trust", first.content)
-            before, trust = trust.version, walk(trust, links, network=network, now=question.now).trust
-        except ReconcileError as error:
-            broken[offer.url] = error
-            continue
-        for link in links:
-            if before < link.version <= trust.version:
-                documents[digest_bytes(link.content)] = StoredDocument("trust", link.content)
-    return trust, documents, broken
-
-
-def _first(links: Sequence[TrustLink]) -> TrustLink:
-    if not links or links[0].version != 1:
-        raise TrustBroken("the repository does not have trust version 1, which this node has pinned")
-    return links[0]
-
-
-def _judge(
-    question: Question, offer: _Offer, trust: TrustState | None, broken: Mapping[str, ReconcileError]
-) -> RepositoryResult:
-    error = broken.get(offer.url)
-    if error is not None or trust is None:
-        return RepositoryResult(offer.url, offer.commit, error=error)
-    try:
-        snapshot = accept_snapshot(
-            content=offer.candidate.content,
-            signatures=offer.candidate.signatures,
-            trust=trust,
-            mark=question.mark,
-            network=question.config.network,
-            now=question.now,
-            agent_version=question.agent,
-            floor=question.floor,
-            file=offer.candidate.file,
-        )
-    except ReconcileError as refusal:
-        return RepositoryResult(offer.url, offer.commit, error=refusal)
-    return RepositoryResult(offer.url, offer.commit, snapshot)
-
-
-def bound_documents(files: DocumentFiles, document: SnapshotDocument) -> dict[str, StoredDocument]:
-    """Every manifest, pieces file and probe that a snapshot names, read, checked against its digest, and well-formed.
+    The loss of both is not said: an older timestamp could then count again, but not for longer than it is valid, which
+    is hours.
 
     Raises:
-        MissingDocument, DigestMismatch, MalformedDocument, LimitExceeded: one of them is not what it must be.
+        StateCorrupt: its file is there and cannot be read.
     """
-    found: dict[str, StoredDocument] = {}
-    for model in load_models(files, document.spec.models).values():
-        found[model.digest] = StoredDocument("manifest", model.content)
-        found[model.manifest.spec.pieces.digest] = StoredDocument("pieces", model.pieces, parent=model.digest)
-    for probe in load_probes(files, document.spec.models).values():
-        found[probe.digest] = StoredDocument("probe", probe.content)
-    return found
+    text = journal.fact(TIMESTAMP)
+    in_journal = TimestampMark.model_validate_json(text) if text else None
+    return newest((in_journal, CopyFile(state.timestamp, ports.files, TimestampMark).read()))
 
 
-def git_source(config: NodeConfig, ports: Ports) -> GitSource:
-    """The node's way to git."""
-    settings = GitSettings(
-        timeout=float(config.git_timeout), max_bytes=config.max_repository, environment=dict(os.environ)
-    )
-    return GitSource(ports, settings)
+def known_verdicts(journal: Journal) -> dict[str, Verdict]:
+    """By repository: what it came to when it was last examined."""
+    return verdicts.read(journal.fact(VERDICTS))
 
 
-def known_heads(journal: Journal) -> dict[str, str]:
-    """By repository: the commit at which it was last found to hold what is in force."""
-    heads: dict[str, str] = json.loads(journal.fact(HEADS) or "{}")
-    return heads
+def imported_repository(config: NodeConfig, state: StateDir) -> tuple[Repository, ...]:
+    """The repository that bundles were imported into, on the node's own disk; none if there is none.
+
+    It is asked like the configured ones, so that what came by hand is judged and put in force like what came by git.
+    """
+    present = (state.imported / "refs" / "heads" / config.branch).exists() or (state.imported / "packed-refs").exists()
+    return (Repository(url=str(state.imported)),) if present else ()
+
+
+def with_imported(config: NodeConfig, state: StateDir) -> NodeConfig:
+    """The configuration with the imported repository beside the others."""
+    known = imported_repository(config, state)
+    return config.model_copy(update={"repositories": (*config.repositories, *known)}) if known else config
 
 
 # --- putting in force ---------------------------------------------------------------------------------------------
@@ -315,47 +164,54 @@ class RepositorySource:
             return _refused(error)
         if mark is not None:
             # A copy that was lost, or fell behind in a crash, is written again before anything else is believed.
-            self._repair_mark(mark)
-        accepted = self._journal.accepted()
+            MarkFile(self._state.mark, self._ports.files).keep(mark)
         question = Question(
-            config=self._config,
+            config=with_imported(self._config, self._state),
             git=self._git,
             into=self._state.mirror,
             borrow=None,
-            # Without a journal there is nothing in force that a repository could stand behind.
-            seen=known_heads(self._journal) if accepted else {},
+            seen=known_verdicts(self._journal),
             trust=trust,
             mark=mark,
-            floor=accepted.issued_at if accepted else None,
+            timestamp=current_timestamp(self._state, self._journal, self._ports),
+            accepted=self._journal.accepted(),
             agent=self._agent,
             now=now,
         )
         answer = inquire(question)
+        self._keep_trust(answer)
         if answer.snapshot is not None:
             self._accept(answer, answer.snapshot, now)
+        self._keep_timestamp(answer)
+        self._tell_rewritten(question, answer)
+        self._remember(question, answer)
         return self._conclude(answer, now)
 
-    def _repair_mark(self, mark: Mark) -> None:
-        copy = MarkFile(self._state.mark, self._ports.files)
-        if copy.read() != mark:
-            copy.write(mark)
+    # --- what is kept ---------------------------------------------------------------------------------------------
 
-    def _accept(self, answer: Answer, snapshot: Snapshot, now: datetime) -> None:
-        """Put a snapshot in force: documents and journal first, then the second copy of the mark."""
-        metadata = snapshot.document.metadata
+    def _keep_trust(self, answer: Answer) -> None:
+        """Trust counts as soon as it was verified, whatever becomes of the snapshot beside it.
+
+        Who was revoked stays revoked when this repository is silent at the next look.
+        """
         if answer.trust_documents:
             self._journal.put_documents(answer.trust_documents)
         if answer.trust is not None:
             self._journal.set_fact(TRUST, answer.trust.digest)
+
+    def _accept(self, answer: Answer, snapshot: Snapshot, now: datetime) -> None:
+        """Put a snapshot in force: documents and journal first, then the second copy of the mark."""
+        metadata = snapshot.document.metadata
         accepted = self._journal.accepted()
         if accepted is None or snapshot.digest != accepted.digest:
             self._put_in_force(answer, snapshot, now)
             MarkFile(self._state.mark, self._ports.files).write(
                 Mark(epoch=metadata.epoch, sequence=metadata.sequence, digest=snapshot.digest)
             )
-        known = {repository.url for repository in self._config.repositories}
-        heads = {url: commit for url, commit in known_heads(self._journal).items() if url in known}
-        self._journal.set_fact(HEADS, json.dumps(dict(sorted({**heads, **answer.heads}.items()))))
+            held = answer.verdicts.get(str(self._state.imported))
+            if str(self._state.imported) not in answer.moved or held is None or held.refusal is not None:
+                # Another repository is ahead of what came by hand, which would lag behind from now on.
+                self._ports.files.remove(self._state.imported)
         self._git.keep(self._state.mirror, [answer.commit])
 
     def _put_in_force(self, answer: Answer, snapshot: Snapshot, now: datetime) -> None:
@@ -363,8 +219,6 @@ class RepositorySource:
         message = f"sequence {metadata.sequence} ({short(snapshot.digest)}), signed by {len(snapshot.signers)}"
         if snapshot.gap:
             message += "; snapshots before it were not seen"
-        # What other repositories stood behind is no longer in force: they are asked again.
-        self._journal.set_fact(HEADS, "")
         self._journal.accept(
             Accepted(
                 digest=snapshot.digest,
@@ -383,22 +237,50 @@ class RepositorySource:
             note = Note("Normal", "RetrySigned", f"the snapshot clears {len(snapshot.document.spec.retry)} subjects")
             self._journal.forget_rejections(list(snapshot.document.spec.retry), note, now)
 
+    def _keep_timestamp(self, answer: Answer) -> None:
+        mark = answer.timestamp
+        if mark is not None:
+            self._journal.set_fact(TIMESTAMP, mark.to_json())
+            CopyFile(self._state.timestamp, self._ports.files, TimestampMark).keep(mark)
+
+    def _remember(self, question: Question, answer: Answer) -> None:
+        """What was found, of the repositories that are configured: the others may come back as anything."""
+        known = [repository.url for repository in with_imported(self._config, self._state).repositories]
+        found = {**question.seen, **answer.verdicts}
+        self._journal.set_fact(VERDICTS, verdicts.write({url: found[url] for url in known if url in found}))
+
+    def _tell_rewritten(self, question: Question, answer: Answer) -> None:
+        """A force-pushed history changes nothing about what is valid; people who look after it hear of it."""
+        for url, commit in answer.moved.items():
+            before = question.seen.get(url)
+            if before is None or before.commit == commit:
+                continue
+            if self._git.follows(url, self._config.branch, self._state.mirror, old=before.commit, new=commit) is False:
+                new, old = commit[:12], before.commit[:12]
+                text = f"{scrub(url)} shows {new}, whose history does not contain {old}, which it showed before"
+                self._journal.apply((Note("Normal", "HistoryRewritten", text),), question.now)
+
     # --- what it came to ------------------------------------------------------------------------------------------
 
     def _conclude(self, answer: Answer, now: datetime) -> SourceReport:
-        refusal = answer.refusal
-        if isinstance(refusal, SignaturesPending) and self._journal.accepted() is not None:
-            # Part of normal work: the next snapshot is being signed.
-            return SourceReport(verified=True, reason=refusal.reason, message=refusal.message)
-        if refusal is not None:
-            if isinstance(refusal, NotTrusted):
-                self._note_refusal(refusal, now)
-            return _refused(refusal)
-        accepted = self._journal.accepted()
+        self._note_remarks(answer.remarks, now)
+        refusal, accepted, doubt = answer.refusal, self._journal.accepted(), answer.doubt
+        waiting = isinstance(refusal, SignaturesPending) and accepted is not None
+        if isinstance(refusal, NotTrusted) and not waiting:
+            self._note_refusal(refusal, now)
+            return _refused(refusal, answer.remarks)
+        if doubt is not None and doubt.promised:
+            # Also where nobody answers: silence for longer than a timestamp lives is how a freeze looks.
+            return _refused(doubt.error, (*([refusal] if refusal else ()), *answer.remarks))
+        if refusal is not None and not waiting:
+            return _refused(refusal, answer.remarks)
         if accepted is None:
-            return _refused(SourceUnreachable("no repository has a snapshot"))
+            return _refused(SourceUnreachable("no repository has a snapshot"), answer.remarks)
         self._journal.set_fact("source.refused", "")
-        return _verified(accepted, answer.complaints, now)
+        if refusal is not None:
+            # Part of normal work: the next snapshot is being signed.
+            return SourceReport(verified=True, reason=refusal.reason, message=_also(refusal.message, answer.remarks))
+        return _verified(accepted, answer.remarks, now)
 
     def _note_refusal(self, error: NotTrusted, now: datetime) -> None:
         """One event per refusal, not one per poll."""
@@ -407,19 +289,48 @@ class RepositorySource:
             self._journal.set_fact("source.refused", text)
             self._journal.apply((Note("Warning", error.reason, error.message),), now)
 
+    def _note_remarks(self, remarks: Sequence[ReconcileError], now: datetime) -> None:
+        """One event when something becomes worth a remark, and one when a doubt or a wrong clock is over."""
+        before = self._journal.fact(REMARKS).splitlines()
+        found = {_key(error): error for error in remarks if error.retry != "backoff"}
+        new = [Note("Warning", error.reason, error.message) for key, error in found.items() if key not in before]
+        over = [
+            Note("Normal", f"{name}Over", text) for name, text in _OVER.items() if name in before and name not in found
+        ]
+        if new or over:
+            self._journal.apply((*new, *over), now)
+        self._journal.set_fact(REMARKS, "\n".join(found))
 
-def _refused(error: ReconcileError) -> SourceReport:
+
+_OVER: Final = {
+    "FreezeSuspected": "news are as fresh as they should be",
+    "ClockBehind": "the clock is no longer behind what was accepted",
+}
+
+
+def _key(error: ReconcileError) -> str:
+    """What tells a remark from the one before. Times in the text of a lasting one do not make it another."""
+    if isinstance(error, FreezeSuspected | ClockBehind):
+        return error.reason
+    if isinstance(error, StaleSource):
+        return f"{error.reason}: {error.message.partition(' ')[0]}"  # it begins with the repository
+    return " ".join(f"{error.reason}: {error.message}".split())
+
+
+def _also(message: str, remarks: Sequence[ReconcileError]) -> str:
+    """A message with what else is worth knowing."""
+    return "; ".join((message, *(f"{one.reason}: {one.message}" for one in remarks if one.message not in message)))
+
+
+def _refused(error: ReconcileError, remarks: Sequence[ReconcileError] = ()) -> SourceReport:
     hint = f" ({error.hint})" if error.hint else ""
-    return SourceReport(verified=False, reason=error.reason, message=error.message + hint, error=error)
+    others = [one for one in remarks if one is not error]
+    return SourceReport(verified=False, reason=error.reason, message=_also(error.message + hint, others), error=error)
 
 
-def _verified(accepted: Accepted, complaints: Sequence[ReconcileError], now: datetime) -> SourceReport:
+def _verified(accepted: Accepted, remarks: Sequence[ReconcileError], now: datetime) -> SourceReport:
     message = f"sequence {accepted.sequence} is the newest valid snapshot"
-    if complaints:
-        message += f"; {len(complaints)} repositories do not count: {complaints[0].reason}: {complaints[0].message}"
+    reason = remarks[0].reason if remarks else "Verified"
     if accepted.expires_at <= now:
-        return SourceReport(
-            verified=True, reason="Expired", message=f"{message}; it has expired, and goes on until a newer one comes"
-        )
-    reason = complaints[0].reason if complaints else "Verified"
-    return SourceReport(verified=True, reason=reason, message=message)
+        message, reason = f"{message}; it has expired, and goes on until a newer one comes", "Expired"
+    return SourceReport(verified=True, reason=reason, message=_also(message, remarks))

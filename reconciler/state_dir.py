@@ -32,6 +32,11 @@ class StateDir:
         return self.root / "mark"
 
     @property
+    def timestamp(self) -> Path:
+        """Second copy of the newest accepted timestamp."""
+        return self.root / "timestamp"
+
+    @property
     def status(self) -> Path:
         """Published status, readable without rights on the journal."""
         return self.root / "status.json"
@@ -45,6 +50,21 @@ class StateDir:
     def mirror(self) -> Path:
         """Bare git mirror of the network's repository."""
         return self.root / "repo.git"
+
+    @property
+    def imported(self) -> Path:
+        """The bare repository that imported bundles fill: one more of the node's repositories, where it is there."""
+        return self.root / "imported.git"
+
+    @property
+    def imports(self) -> Path:
+        """What is asked for, and half-done, of bundles."""
+        return self.root / "imports"
+
+    @property
+    def images(self) -> Path:
+        """Manifests of images that came by file."""
+        return self.root / "images"
 
     @property
     def models(self) -> Path:

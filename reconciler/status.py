@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from reconciler.inventory import facts
 from runtime.interfaces import SOCKET_NAME
 from schemas.observation import Present, StoredModel
 from schemas.status import (
@@ -17,6 +18,7 @@ from schemas.status import (
     NodeStatus,
     ServingStatus,
     SnapshotStatus,
+    StoreStatus,
 )
 
 if TYPE_CHECKING:
@@ -97,6 +99,12 @@ def summarise(finding: Finding) -> NodeStatus:
         serving=serving,
         front=finding.front,
         models=_models(finding, serving),
+        store=StoreStatus(
+            unguarded=finding.observed.state.unguarded,
+            scrub_rate=finding.node.models.scrub.rate,
+            scrub_every=finding.node.models.scrub.every,
+            residue=finding.observed.state.residue,
+        ),
         held=finding.plan.held,
         hardware=HardwareStatus(
             platform=hardware.platform,
@@ -108,6 +116,7 @@ def summarise(finding: Finding) -> NodeStatus:
             gpus=tuple(GpuStatus(uuid=g.uuid, name=g.name, memory=g.memory, driver=g.driver) for g in hardware.gpus),
         ),
         engines=tuple(f"{engine.engine} {engine.version}" for engine in finding.observed.state.engines),
+        facts=facts(finding.node, finding.observed),
     )
 
 
@@ -293,8 +302,8 @@ def _receipt(finding: Finding, target: ServingTarget, instance: Instance) -> Rec
 
 
 def _models(finding: Finding, serving: ServingStatus | None) -> tuple[ModelStatus, ...]:
-    stored: Mapping[str, int] = {
-        digest: seen.value.size
+    stored: Mapping[str, StoredModel] = {
+        digest: seen.value
         for digest, seen in finding.observed.state.models.items()
         if isinstance(seen, Present) and isinstance(seen.value, StoredModel)
     }
@@ -304,9 +313,14 @@ def _models(finding: Finding, serving: ServingStatus | None) -> tuple[ModelStatu
             manifest=digest,
             state=record.state,
             loaded=serving is not None and serving.manifest == digest and serving.receipt is not None,
-            size=stored.get(digest, record.size),
+            size=stored[digest].size if digest in stored else record.size,
             cause=record.cause[:4096],
             since=record.since.replace(microsecond=0),
+            guarded=digest in stored and stored[digest].guarded,
+            failures=record.failures,
+            not_before=record.not_before.replace(microsecond=0) if record.not_before else None,
+            # By the minute: a status that grows by a second at each pass would be written at each pass.
+            unlisted_for=record.unlisted_for // 60 * 60,
         )
         for digest, record in sorted(finding.observed.memory.models.items(), key=lambda item: item[1].key)
     )

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from reconciler.modes import choose_mode
-from reconciler.selectors import inside, matches, node_labels
+from reconciler.selectors import inside, matches, node_labels, wave_of
 from schemas.plan import Explanation, Held
 from schemas.target import ServingTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from reconciler.desired import Desired
     from schemas.node import NodeConfig
     from schemas.observation import Hardware, NativeEngine, Observed
-    from schemas.snapshot import Assignment, ModelSpec, RuntimeSpec, SnapshotDocument
+    from schemas.snapshot import Assignment, ModelSpec, RuntimeSpec, SnapshotDocument, SnapshotSpec
     from schemas.target import BackendName
 
 Role = Literal["desired", "last-known-good", "none"]
@@ -57,7 +57,9 @@ def choose(desired: Desired, observed: Observed, node: NodeConfig) -> Choice:
     trace: list[Explanation] = []
     if desired.document is None:
         return Choice(None, "none", None, (), (), (_step("runtime", "no snapshot was accepted yet"),), assigned=False)
-    assignment = assigned(desired.document, observed.node_id, observed.state.hardware, node, trace)
+    state = observed.state
+    labels = node_labels(node.labels, state.hardware, state.engines, state.backends)
+    assignment = assigned(desired.document, observed.node_id, labels, trace)
     if assignment is None:
         held = Held(subject="runtime", reason="NoAssignment", message="no assignment of the snapshot matches this node")
         return _fall_back(desired.document, observed, None, (), (held,), trace, assigned=False)
@@ -85,32 +87,37 @@ def withdrawn(document: SnapshotDocument, target: ServingTarget) -> str:
 
 
 def assigned(
-    document: SnapshotDocument,
-    node_id: str,
-    hardware: Hardware,
-    node: NodeConfig,
-    trace: list[Explanation] | None = None,
+    document: SnapshotDocument, node_id: str, labels: Mapping[str, str], trace: list[Explanation] | None = None
 ) -> Assignment | None:
     """The first assignment that selects this node and whose rollout has reached it.
 
     Args:
         document: the snapshot.
         node_id: checksummed address of the node's key.
-        hardware: facts that selectors may name.
-        node: the node's labels.
+        labels: the node's labels and facts.
         trace: receives a step for each assignment that was looked at.
     """
-    labels = node_labels(node.labels, hardware)
     steps = trace if trace is not None else []
     for number, assignment in enumerate(document.spec.assignments, start=1):
         if not matches(assignment.selector, labels):
             steps.append(_step("assignment", f"{number} does not select this node"))
-        elif not inside(assignment, node_id):
-            steps.append(_step("assignment", f"{number} selects this node, but its rollout has not reached it"))
+        elif not inside(document.spec, assignment.rollout, node_id):
+            steps.append(
+                _step("assignment", f"{number} selects this node, {_not_reached(document.spec, assignment, node_id)}")
+            )
         else:
             steps.append(_step("assignment", f"{number} matches: {assignment.runtime} serves {assignment.serve[0]}"))
             return assignment
     return None
+
+
+def _not_reached(spec: SnapshotSpec, assignment: Assignment, node_id: str) -> str:
+    rollout = assignment.rollout
+    assert rollout is not None  # noqa: S101 - without one, every node is inside
+    wave = wave_of(spec, rollout, node_id)
+    own = f"; this node comes with wave {wave}" if wave else ""
+    where = f"wave {rollout.wave}, {spec.share(rollout)}%" if rollout.wave else f"{spec.share(rollout)}%"
+    return f"but its rollout has not reached it: {rollout.key} is at {where}{own}"
 
 
 def _served(document: SnapshotDocument, assignment: Assignment) -> tuple[ModelSpec, ...]:

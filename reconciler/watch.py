@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from reconciler.loop import PassResult
-    from schemas.ports import Clock, Randomness
+    from schemas.ports import Clock, Randomness, Stop
 
 LOG = logging.getLogger("reconcile")
 
@@ -56,6 +56,10 @@ class Wake:
         self._event.wait(seconds)
         self._event.clear()
 
+    def until(self, clock: Clock, seconds: float) -> Rest:
+        """What may be done while the loop rests."""
+        return Rest(self._event, clock, clock.monotonic() + seconds)
+
     def on_signals(self) -> None:
         """SIGHUP looks at once and reads the configuration again; SIGTERM and SIGINT end the loop."""
 
@@ -70,6 +74,28 @@ class Wake:
         signal.signal(signal.SIGINT, terminate)
 
 
+class Rest:
+    """A rest of the loop, as a `Stop` for what is done meanwhile: over when it is woken, stopped, or the time is up."""
+
+    def __init__(self, event: threading.Event, clock: Clock, end: float) -> None:
+        self._event = event
+        self._clock = clock
+        self._end = end
+
+    @property
+    def left(self) -> float:
+        """Seconds until the time is up."""
+        return max(0.0, self._end - self._clock.monotonic())
+
+    def is_set(self) -> bool:
+        """Whether the rest is over."""
+        return self._event.is_set() or not self.left
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep; returns early, and True, when the rest is over."""
+        return self._event.wait(min(seconds, self.left)) or not self.left
+
+
 def watch(
     run_pass: Callable[[], PassResult],
     *,
@@ -78,6 +104,7 @@ def watch(
     clock: Clock,
     randomness: Randomness,
     reported: Callable[[PassResult], None],
+    idle: Callable[[Stop], bool] | None = None,
 ) -> None:
     """Run passes until stopped, or until the configuration should be read again.
 
@@ -88,6 +115,7 @@ def watch(
         clock: to know when a hold ends.
         randomness: for jitter.
         reported: told about each pass that ended.
+        idle: what to do while resting; ends soon after its `Stop` is set, and says whether to look at once.
     """
     while not (wake.is_set() or wake.reload):
         wait = interval * randomness.uniform(1 - JITTER, 1 + JITTER)
@@ -102,4 +130,19 @@ def watch(
             for held in result.plan.held:
                 if held.until is not None:
                     wait = min(wait, max((held.until - now).total_seconds(), MIN_WAIT_SECONDS))
-        wake.rest(wait)
+        if idle is None:
+            wake.rest(wait)
+            continue
+        rest = wake.until(clock, wait)
+        if not _idled(idle, rest):
+            wake.rest(rest.left)
+
+
+def _idled(idle: Callable[[Stop], bool], rest: Rest) -> bool:
+    """Do what is done while resting; whether it found something that a pass should look at."""
+    try:
+        return idle(rest)
+    except ReconcileError as error:
+        # What is done while resting is never worth a pass: it is tried again in the next rest.
+        LOG.warning("%s: %s", error.reason, error.message)
+        return False

@@ -26,8 +26,7 @@ class HostHardware:
             folder: the state directory, whose file system counts as the disk.
         """
         self._folder = folder
-        machine = platform.machine()
-        self._platform = f"linux/{_MACHINES.get(machine, machine)}"
+        self._platform = platform_name()
         self._processor = _processor()
         self._gpus: tuple[Gpu, ...] | None = None
 
@@ -48,6 +47,12 @@ class HostHardware:
             disk_free=usage.f_bavail * usage.f_frsize,
             memory_free=memory.get("MemAvailable", 0),
         )
+
+
+def platform_name() -> str:
+    """This machine as images name it: `linux/amd64`."""
+    machine = platform.machine()
+    return f"linux/{_MACHINES.get(machine, machine)}"
 
 
 def _processor() -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from runtime.front.route import Route
     from schemas.manifest import ManifestDocument
-    from schemas.observation import FrontSeen, Hardware, Instance, NativeEngine, Observation, PartialModel, StoredModel
+    from schemas.observation import FrontSeen, Hardware, Instance, ModelSeen, NativeEngine, Observation
     from schemas.ports import Stop
     from schemas.probe import ChatMessage
     from schemas.snapshot import Mode, Unenforced
@@ -350,10 +350,21 @@ class Model:
     """The side file: 32 bytes per piece, in the order of the manifest's files."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scrubbed:
+    """What came of looking through one model for bit rot."""
+
+    manifest: str
+    model: str
+    """`name:version`."""
+    bad: str = ""
+    """What is wrong, for people; empty where all of it is as it was."""
+
+
 class ModelStore(Protocol):
     """The node's models. Safe against a crash at any point; bytes are proven before they are published (I2, I7)."""
 
-    def list(self) -> Mapping[str, StoredModel | PartialModel]:
+    def list(self) -> Mapping[str, ModelSeen]:
         """Everything in the store, by manifest digest. Costs stats only, and changes nothing (I9).
 
         Raises:
@@ -373,6 +384,26 @@ class ModelStore(Protocol):
         """Bytes that `acquire` would have to fetch."""
         ...
 
+    def room(self, model: Model) -> int:
+        """Bytes of the disk that `acquire` would take, beyond what it has taken already."""
+        ...
+
+    def residue(self) -> int:
+        """Bytes that nothing visible needs: what a crash left lying about.
+
+        Raises:
+            OSError: the store cannot be read.
+        """
+        ...
+
+    def cold_free(self) -> int | None:
+        """Free bytes of the cold disk; None where it is the disk of the store."""
+        ...
+
+    def unguarded(self) -> str:
+        """Why the file system cannot have the kernel refuse changed bytes (fs-verity); empty where it can."""
+        ...
+
     def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> None:
         """Fetch what is missing, verify, publish. Resumes; fine if the model is stored and intact.
 
@@ -386,12 +417,13 @@ class ModelStore(Protocol):
             DownloadFailed: no source had it all; what is verified is kept.
             ModelCorrupt: the sources answered with other bytes than the manifest's, or it contradicts itself.
             Incompatible: a file is of a kind that is refused (pickles, program code), or its header is not sound.
+            SignatureRefused: it does not carry the signature of its maker that its manifest asks for.
             NoSpace: the disk cannot hold it; nothing was fetched.
         """
         ...
 
     def verify(self, model: Model, *, progress: Progress, stop: Stop) -> None:
-        """Hash a stored model again, and stamp it intact.
+        """Hash a stored model again, and stamp it intact. One in doubt is read past the page cache.
 
         Raises:
             KeyError: not stored.
@@ -400,8 +432,40 @@ class ModelStore(Protocol):
         """
         ...
 
+    def archive(self, model: Model, *, progress: Progress, stop: Stop) -> None:
+        """Move a stored model to cold storage; `acquire` brings it back. Fine if it is there already.
+
+        Raises:
+            KeyError: not stored, and not in cold storage.
+            ModelCorrupt: its bytes differ; it has been moved to quarantine.
+            NoSpace: the cold disk cannot hold it; nothing was written.
+            DownloadFailed: stopped, or a disk failed; the stored model stays.
+        """
+        ...
+
+    def scrub(self, *, rate: int, every: float, stop: Stop) -> Scrubbed | None:
+        """Look for bit rot in the model that was verified longest ago, as far as there is time.
+
+        Args:
+            rate: bytes a second, at most.
+            every: seconds after which a verified model is due again.
+            stop: ends it soon; the place is remembered.
+
+        Returns:
+            What came of a model that was looked through, None where none is due or the time was up. A bad one is no
+            longer intact.
+
+        Raises:
+            DownloadFailed: the disk failed.
+        """
+        ...
+
     def remove(self, digest: str) -> None:
-        """Remove a model and the blobs that no other model needs. Fine if it is gone."""
+        """Remove a model, also from cold storage, and the blobs that no other model needs. Fine if it is gone."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what a crash left lying about."""
         ...
 
 

@@ -129,6 +129,22 @@ def parse_size(value: Any) -> Any:
     return _scaled(value, _SIZE_PATTERN, _SIZE_UNITS, _SIZE_WANTED)
 
 
+def measure(text: str) -> tuple[int, ...] | None:
+    """What the ordering operators of selectors compare: a number, a size in bytes, or a dotted version.
+
+    Returns:
+        Its parts without trailing zeros, so that `550` equals `550.0`; None for any other text.
+    """
+    if re.fullmatch(_SIZE_PATTERN, text):
+        return (parse_size(text),)
+    if not re.fullmatch(r"[0-9]{1,19}(\.[0-9]{1,9}){0,5}", text):
+        return None
+    parts = [int(part) for part in text.split(".")]
+    while len(parts) > 1 and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
+
+
 def format_size(size: int) -> str:
     """Bytes as the largest unit that keeps the value exact: the inverse of `parse_size`."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):

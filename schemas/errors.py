@@ -10,17 +10,22 @@
     |- Transient             exit 1   tried again with backoff
     |  `- SourceUnreachable, DownloadFailed, BackendUnavailable, EngineUnreachable
     |- Terminal              exit 1   the same attempt would fail again: its subject waits for a change or a `retry`
-    |  `- ModelCorrupt, ImageUnavailable, StartFailed, NotReadyInTime, ValidationFailed, Incompatible, IsolationRefused
+    |  `- ModelCorrupt, ImageUnavailable, StartFailed, NotReadyInTime, ValidationFailed, Incompatible,
+    |     SignatureRefused, IsolationRefused
     `- Operational           exit 1   a person has to act
        `- ConfigError, StateLocked, NoSpace, StalePlan (exit 4), StateCorrupt, NotInitialised, KeyLocked,
-          UsageError (exit 64)
+          ClockBehind, UsageError (exit 64)
 
-The message is for people and may change; `reason` is for programs and does not.
+The message is for people and may change; `reason` is for programs and does not. Each class says what it means, and
+after "Do:" what a person does about it: docs/reference/reasons.md is made of these (`make docs`).
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 RetryPolicy = Literal["backoff", "on-change", "operator"]
 
@@ -64,67 +69,130 @@ class NotTrusted(ReconcileError):
 
 
 class InvalidSignature(NotTrusted):
-    """A signature is malformed, malleable (high s), or not over these bytes."""
+    """A signature is malformed, malleable (high s), or not over these bytes.
+
+    Do: the signer named in the message signs again (`reconcile snapshot sign`, `reconcile trust sign`). A file that
+    nobody made is removed from the repository; who put it there is worth knowing.
+    """
 
 
 class ThresholdNotMet(NotTrusted):
-    """Too few distinct current signers signed."""
+    """Too few distinct current signers signed.
+
+    Do: `reconcile snapshot show` lists who can still sign. On a node: wait for the signers, or tell them.
+    """
 
 
 class UnknownSigner(NotTrusted):
-    """Signed only by addresses that hold no role."""
+    """Signed only by addresses that hold no role.
+
+    Do: compare the address with `reconcile trust show`. A revoked or mistyped key signs with another one; a new
+    signer is added by a rotation (`reconcile trust add`). Nobody you know: somebody else can push to the
+    repository.
+    """
 
 
 class WrongNetwork(NotTrusted):
-    """The document belongs to another network."""
+    """The document belongs to another network.
+
+    Do: check `network` and `repositories` in node.yaml; an operator checks `metadata.network` of the document.
+    """
 
 
 class Expired(NotTrusted):
-    """`expiresAt` has passed."""
+    """`expiresAt` has passed.
+
+    Do: its signers renew it: `reconcile snapshot bump`, or `reconcile trust rotate` for trust, then sign and push.
+    What serves goes on. If the time shown lies in the future, this machine's clock is wrong.
+    """
 
 
 class NotYetValid(NotTrusted):
-    """`issuedAt` lies in the future."""
+    """`issuedAt` lies in the future.
+
+    Do: nothing: it is looked at again when it begins. If the time shown is past, this machine's clock is wrong.
+    """
+
+    def __init__(self, message: str, *, begins: datetime | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.begins = begins
+        """When it is worth another look; None where that is not known."""
 
 
 class RollbackAttack(NotTrusted):
-    """(epoch, sequence) is below the mark."""
+    """(epoch, sequence) is below the mark.
+
+    Do: nobody reverts commits of a network's documents: `reconcile snapshot revert` makes an older content a new
+    snapshot. If nobody did, somebody shows old state on purpose: compare with another node and another mirror.
+    """
 
 
 class Equivocation(NotTrusted):
-    """(epoch, sequence) equals the mark, with another digest."""
+    """(epoch, sequence) equals the mark, with another digest.
+
+    Do: compare both digests with the network's signers: either a signed snapshot was changed without `reconcile
+    snapshot bump`, or signers say different things to different nodes.
+    """
 
 
 class BrokenChain(NotTrusted):
-    """`previous` does not name the snapshot at the mark."""
+    """`previous` does not name the snapshot at the mark.
+
+    Do: its author makes it again on top of what was published (`reconcile snapshot bump`) and it is signed again.
+    """
 
 
 class SignaturesPending(NotTrusted):
-    """A newer snapshot is still collecting signatures: no alarm."""
+    """A newer snapshot is still collecting signatures: no alarm.
+
+    Do: nothing: it is accepted as soon as the others have signed. `reconcile snapshot show` lists them.
+    """
 
 
 class StaleSource(NotTrusted):
-    """One repository lags behind another: a mirror that should be looked at."""
+    """One repository lags behind another: a mirror that should be looked at.
+
+    Do: whoever runs that mirror updates it. Nothing is held up: another repository is up to date.
+    """
 
 
 class FreezeSuspected(NotTrusted):
-    """The source withholds newer documents."""
+    """The source withholds newer documents.
+
+    Do: look at the repository by another way, or on another node. It shows something newer there: this node's way
+    to it is being tampered with. It does not: the holders of the role `timestamp` run `reconcile snapshot
+    timestamp`, or the signers renew the snapshot. What is in force stays in force.
+    """
 
 
 class Withdrawn(NotTrusted):
-    """A digest on the signed `withdrawn` list."""
+    """A digest on the signed `withdrawn` list.
+
+    Do: nothing on the node: its network stopped it. `reconcile why` shows the reason that the signers gave; they
+    serve something else (`reconcile snapshot serve`).
+    """
 
 
 class AgentTooOld(NotTrusted):
-    """The document asks for a newer agent."""
+    """The document asks for a newer agent.
+
+    Do: update the agent.
+    """
 
 
 class MarkLost(NotTrusted):
-    """Both copies of the high-water mark are gone: rollback protection has no memory."""
+    """Both copies of the high-water mark are gone: rollback protection has no memory.
+
+    Do: compare the newest snapshot with another node, then run `reconcile init --accept-current`.
+    """
 
 
 class TrustBroken(NotTrusted):
-    """The chain of trust documents cannot be followed from the pinned one."""
+    """The chain of trust documents cannot be followed from the pinned one.
+
+    Do: compare `trust.digest` in node.yaml with the digest that the network publishes, and the repository's
+    networks/NAME/trust/ with another mirror: a version may be missing, exchanged, or signed by one side only.
+    """
 
 
 class DocumentError(NotTrusted):
@@ -139,19 +207,35 @@ class DocumentError(NotTrusted):
 
 
 class MalformedDocument(DocumentError):
-    """Not UTF-8, not YAML 1.2 core, a duplicate key, an anchor, an unknown field, a wrong type."""
+    """Not UTF-8, not YAML 1.2 core, a duplicate key, an anchor, an unknown field, a wrong type.
+
+    Do: its author corrects the file and line in the message (`reconcile snapshot validate` finds the same) and
+    signs again.
+    """
 
 
 class LimitExceeded(DocumentError):
-    """Larger, deeper or longer than its limit."""
+    """Larger, deeper or longer than its limit.
+
+    Do: make the document smaller; for a repository as a whole, `maxRepository` in node.yaml is the node's bound. A
+    file that no person wrote is somebody's attempt to exhaust this machine.
+    """
 
 
 class MissingDocument(DocumentError):
-    """A file that the snapshot names is not in the repository, or is not a regular file."""
+    """A file that the snapshot names is not in the repository, or is not a regular file.
+
+    Do: its author commits the file that the message names; `reconcile snapshot validate` finds it before the
+    commit.
+    """
 
 
 class DigestMismatch(DocumentError):
-    """A file's bytes do not have the digest that the snapshot binds."""
+    """A file's bytes do not have the digest that the snapshot binds.
+
+    Do: if the file was changed on purpose, `reconcile snapshot pin` binds what it is now and the snapshot is signed
+    again; otherwise put back the bytes that were signed for.
+    """
 
 
 # --- tried again by itself ----------------------------------------------------------------------------------------
@@ -164,19 +248,34 @@ class Transient(ReconcileError):
 
 
 class SourceUnreachable(Transient):
-    """No repository answered."""
+    """No repository answered.
+
+    Do: nothing, if it passes: what is in force goes on. Otherwise look at the network, the address and git's
+    credentials (`git ls-remote URL` as the agent's user).
+    """
 
 
 class DownloadFailed(Transient):
-    """Every source of a file failed; what arrived is kept for resuming."""
+    """Every source of a file failed; what arrived is kept for resuming.
+
+    Do: nothing, if it passes: it is tried again and resumed. Otherwise look at the model's sources in the snapshot
+    and at `policy.sources` in node.yaml.
+    """
 
 
 class BackendUnavailable(Transient):
-    """The backend cannot be observed: unknown, never taken for absent (I3)."""
+    """The backend cannot be observed: unknown, never taken for absent (I3).
+
+    Do: start the container engine, or correct its socket in node.yaml. Nothing is started or removed until it
+    answers.
+    """
 
 
 class EngineUnreachable(Transient):
-    """The engine's socket does not answer, or answers beyond its limits."""
+    """The engine's socket does not answer, or answers beyond its limits.
+
+    Do: nothing, if it passes. Otherwise read the instance's log below `logs/` in the state directory.
+    """
 
 
 # --- the same attempt would fail again ----------------------------------------------------------------------------
@@ -189,35 +288,68 @@ class Terminal(ReconcileError):
 
 
 class ModelCorrupt(Terminal):
-    """Model bytes do not have their manifest's digest (I2)."""
+    """Model bytes do not have their manifest's digest (I2).
+
+    Do: nothing: it is downloaded again, from another source if there is one. If it goes on, the disk or every
+    source is bad.
+    """
 
     retry: ClassVar[RetryPolicy] = "backoff"
 
 
 class ImageUnavailable(Terminal):
-    """The image cannot be pulled by its digest, or is not acceptable (an unbounded `VOLUME`)."""
+    """The image cannot be pulled by its digest, or is not acceptable (an unbounded `VOLUME`).
+
+    Do: check that the image can be pulled by this digest from this machine, and that it declares no volumes.
+    """
 
     retry: ClassVar[RetryPolicy] = "backoff"
 
 
 class StartFailed(Terminal):
-    """The engine exited, or could not be started."""
+    """The engine exited, or could not be started.
+
+    Do: read the instance's log below `logs/` in the state directory; correct the runtime in a new snapshot, or
+    clear the memory of it with `reconcile retry`.
+    """
 
 
 class NotReadyInTime(Terminal):
-    """The engine runs but did not become ready."""
+    """The engine runs but did not become ready.
+
+    Do: read the instance's log; give it more time (`timeouts.start`) or less to load.
+    """
 
 
 class ValidationFailed(Terminal):
-    """The running model did not answer as its probe expects."""
+    """The running model did not answer as its probe expects.
+
+    Do: the model, its tokenizer or its engine is not what was approved, or the probe was recorded with another:
+    `reconcile probe record` again with the approved ones, or withdraw the model.
+    """
 
 
 class Incompatible(Terminal):
-    """The node cannot run what the snapshot asks for; nothing was tried."""
+    """The node cannot run what the snapshot asks for; nothing was tried.
+
+    Do: serve something that this machine can run, or give it what the message names.
+    """
+
+
+class SignatureRefused(Terminal):
+    """A model does not carry the signature of its maker that its manifest asks for.
+
+    Do: ask the maker for the signed files, or approve the model anew (`reconcile model add --signed-by`) with the key
+    that it is signed with.
+    """
 
 
 class IsolationRefused(Terminal):
-    """Full isolation cannot be given, and snapshot or node does not allow less (I10)."""
+    """Full isolation cannot be given, and snapshot or node does not allow less (I10).
+
+    Do: use a backend that enforces what the message names, or allow less in both the snapshot
+    (`isolation.allowUnenforced`) and node.yaml (`allowUnenforced`).
+    """
 
 
 # --- a person has to act ------------------------------------------------------------------------------------------
@@ -228,38 +360,88 @@ class Operational(ReconcileError):
 
 
 class ConfigError(Operational):
-    """The node's configuration is missing or wrong."""
+    """The node's configuration is missing or wrong.
+
+    Do: correct the file and field that the message names; `reconcile schema print node` describes node.yaml.
+    """
 
 
 class KeyLocked(Operational):
-    """A key file needs a password that was not given, or another one."""
+    """A key file needs a password that was not given, or another one.
+
+    Do: give the password by --password-file, RECONCILE_KEY_PASSWORD or `identity.passwordFile`.
+    """
 
 
 class NotInitialised(Operational):
-    """No node lives here yet: `reconcile init` makes one."""
+    """No node lives here yet: `reconcile init` makes one.
+
+    Do: run `reconcile init`, or name the configuration with --config.
+    """
 
 
 class StateLocked(Operational):
-    """Another reconciler owns the state directory."""
+    """Another reconciler owns the state directory.
+
+    Do: use the reconciler that runs already (`reconcile notify`), or stop it first.
+    """
 
 
 class StateCorrupt(Operational):
-    """The state directory holds something this agent did not write."""
+    """The state directory holds something this agent did not write.
+
+    Do: the message names the file. Keep a copy; then use the agent that wrote it, or restore the file from a
+    backup.
+    """
+
+
+class ClockBehind(Operational):
+    """This machine's clock is behind what was accepted already: reported, and never a reason to check less.
+
+    Do: set the clock, and keep it by NTP. Until then snapshots may be refused as `NotYetValid`.
+    """
 
 
 class NoSpace(Operational):
-    """The disk cannot hold what is planned."""
+    """The disk cannot hold what is planned.
+
+    Do: free some disk, or lower `keepFree` and `policy.reserve` in node.yaml.
+    """
 
     retry: ClassVar[RetryPolicy] = "backoff"
 
 
 class StalePlan(Operational):
-    """A saved plan no longer equals what would be planned now."""
+    """A saved plan no longer equals what would be planned now.
+
+    Do: run `reconcile plan --out FILE` again, and read it again.
+    """
 
     exit_code = 4
 
 
 class UsageError(Operational):
-    """The command line asks for something that does not exist."""
+    """The command line asks for something that does not exist.
+
+    Do: `reconcile COMMAND --help` shows what exists.
+    """
 
     exit_code = 64
+
+
+# --- by name ------------------------------------------------------------------------------------------------------
+
+
+def reasons() -> dict[str, type[ReconcileError]]:
+    """Every reason that can be given, by name, in the order of this file. Groups such as `NotTrusted` are none."""
+    found: dict[str, type[ReconcileError]] = {}
+
+    def collect(cls: type[ReconcileError]) -> None:
+        below = [item for item in cls.__subclasses__() if item.__module__ == __name__]
+        if not below:
+            found[cls.__name__] = cls
+        for item in below:
+            collect(item)
+
+    collect(ReconcileError)
+    return found

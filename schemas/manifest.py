@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from schemas.base import Count, Digest, Document, Frozen, Name, RelativePath, Sha256, Version
 from schemas.snapshot import FileRef
@@ -16,6 +16,9 @@ HASH_SIZE: Final = 32
 """Bytes of one BLAKE3 hash in the side file."""
 
 MAX_FILES: Final = 10_000
+
+_PUBLIC_KEY: Final = r"^-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]+-----END PUBLIC KEY-----\n?$"
+_CERTIFICATES: Final = r"^(-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n?)+$"
 
 
 class ManifestFile(Frozen):
@@ -45,6 +48,23 @@ class ManifestMetadata(Frozen):
     """The version, quoted."""
 
 
+class ModelSignature(Frozen):
+    """An OpenSSF model signature that the model has to carry: its maker's word, beside that of the network."""
+
+    file: RelativePath
+    """The signature, one of the manifest's files. It covers all others."""
+    public_key: Annotated[str, StringConstraints(pattern=_PUBLIC_KEY, max_length=4096)] | None = None
+    """The maker's key, PEM (elliptic curve). Either this or `certificates`."""
+    certificates: Annotated[str, StringConstraints(pattern=_CERTIFICATES, max_length=65536)] | None = None
+    """Certificate authorities, PEM: any certificate that they issued for code signing may have signed."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> ModelSignature:
+        if (self.public_key is None) == (self.certificates is None):
+            raise ValueError("exactly one of publicKey and certificates is needed")
+        return self
+
+
 class ManifestSpec(Frozen):
     """What the model consists of."""
 
@@ -54,12 +74,16 @@ class ManifestSpec(Frozen):
     """Every file, sorted by path."""
     pieces: FileRef
     """Binary side file: the BLAKE3 of every piece of every file, 32 bytes each, in the order of `files`."""
+    signature: ModelSignature | None = None
+    """The signature that has to be right before the model is installed."""
 
     @model_validator(mode="after")
     def _paths_are_a_tree(self) -> ManifestSpec:
         paths = [file.path for file in self.files]
         if paths != sorted(paths):
             raise ValueError("files must be sorted by path")
+        if self.signature is not None and self.signature.file not in paths:
+            raise ValueError("the signature must be one of the files")
         # Case-insensitive file systems would fold two files into one.
         if len({path.lower() for path in paths}) != len(paths):
             raise ValueError("two files have the same path")

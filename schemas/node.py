@@ -92,6 +92,24 @@ class NodePolicy(Frozen):
     """Disk kept for the node's own state, bytes."""
 
 
+class ScrubConfig(Frozen):
+    """Looking for bit rot while nothing else is to be done."""
+
+    rate: Size = 2**24
+    """Bytes a second, at most; 0 turns it off."""
+    every: Annotated[Duration, Field(ge=60)] = 30 * 86400
+    """Seconds within which every model is looked through, as far as the rate allows."""
+
+
+class ModelsConfig(Frozen):
+    """How models are kept."""
+
+    archive: AbsolutePath | None = None
+    """Folder on a cold disk, for models that the snapshot lists as archived; below the state directory if not given."""
+    scrub: ScrubConfig = ScrubConfig.model_construct()
+    """Looking for bit rot."""
+
+
 class FrontConfig(Frozen):
     """The small process through which clients reach the runtime, at `run/front.sock` of the state directory."""
 
@@ -125,8 +143,8 @@ class NodeConfig(Document):
     """`Node`."""
     network: Name
     """The network this node belongs to."""
-    repositories: Annotated[tuple[Repository, ...], Field(min_length=1, max_length=16)]
-    """All are asked; the highest valid snapshot wins."""
+    repositories: Annotated[tuple[Repository, ...], Field(max_length=16)]
+    """All are asked; the highest valid snapshot wins. None on a node that bundles are carried to by hand."""
     branch: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] = "main"
     """Branch that holds the documents."""
     trust: TrustPin
@@ -147,6 +165,8 @@ class NodeConfig(Document):
     """Through which clients reach the runtime."""
     policy: NodePolicy = NodePolicy.model_construct()
     """The owner's rules."""
+    models: ModelsConfig = ModelsConfig.model_construct()
+    """How models are kept."""
     interval: Duration = 30
     """Seconds between polls of `--watch`."""
     git_timeout: Annotated[Duration, Field(ge=1)] = 120

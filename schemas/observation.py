@@ -122,6 +122,12 @@ class StoredModel:
     """False when size, mtime, ctime or inode of a file changed since it was verified: hash before use (I2)."""
     size: int
     """Bytes."""
+    doubt: str = ""
+    """Why it has to be hashed before use although its files' stat may be the same, for people; empty for none."""
+    guarded: bool = field(default=False, compare=False)
+    """Whether the kernel itself refuses changed bytes of all its files (fs-verity)."""
+    own: int = field(default=0, compare=False)
+    """Bytes that nobody else has: what its removal gives back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,25 @@ class PartialModel:
     manifest: str
     verified_bytes: int
     """Bytes that need not be fetched again."""
+    quarantined: bool = False
+    """Whether it was complete and went bad: what is left of it waits for its repair."""
+    own: int = field(default=0, compare=False)
+    """Bytes of the disk that it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedModel:
+    """A model version in cold storage."""
+
+    manifest: str
+    size: int
+    """Bytes of the model itself."""
+    own: int = field(default=0, compare=False)
+    """Bytes that it takes there."""
+
+
+ModelSeen = StoredModel | PartialModel | ArchivedModel
+"""What a store may have of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +184,18 @@ class NodeState:
     """By backend name: restrictions that it cannot enforce on this machine."""
     images: Mapping[str, Observation[str]]
     """`backend/ref` to image id, for the refs that were asked about."""
-    models: Mapping[str, Observation[StoredModel | PartialModel]]
+    models: Mapping[str, Observation[ModelSeen]]
     """By manifest digest: everything in the store, and every desired model."""
     missing: Mapping[str, int] = field(default_factory=dict)
     """By manifest digest: bytes that would have to be fetched, for desired models that are not stored."""
+    room: Mapping[str, int] = field(default_factory=dict)
+    """By manifest digest: bytes of the disk that installing it would take, for the same models."""
+    residue: int = 0
+    """Bytes of the store that nothing visible needs: what a crash left lying about."""
+    cold_free: int | None = field(default=None, compare=False)
+    """Free bytes of the cold disk; None where cold storage lies on the disk of the state directory."""
+    unguarded: str = ""
+    """Why the store's file system cannot have the kernel refuse changed bytes (fs-verity); empty where it can."""
     front: Observation[FrontSeen] | None = None
     """None on a node without one."""
 
@@ -173,7 +206,7 @@ ModelState = Literal["Pending", "Active", "Inactive", "Failed", "Archived"]
 
 MODEL_TRANSITIONS: Final[Mapping[ModelState | None, frozenset[ModelState]]] = MappingProxyType(
     {
-        None: frozenset({"Pending", "Failed"}),
+        None: frozenset({"Pending", "Failed", "Archived"}),
         "Pending": frozenset({"Active", "Inactive", "Failed", "Archived"}),
         "Active": frozenset({"Pending", "Inactive", "Failed", "Archived"}),
         "Inactive": frozenset({"Pending", "Active", "Failed", "Archived"}),
@@ -272,6 +305,10 @@ class Memory:
     """Digest of the snapshot that this node last converged to; empty before the first time."""
     suspended: str = ""
     """Why changes are suspended; empty when they are not."""
+    checks: Mapping[str, str] = field(default_factory=dict)
+    """By manifest digest: models that a person wants to be hashed now, with what was said."""
+    leftovers: Mapping[str, float] = field(default_factory=dict)
+    """By manifest digest: running time, seconds, for which something in the store that has no record was not listed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,31 @@ class DownloadModel(_Action):
     """Bytes of the model."""
     to_fetch: Size
     """Bytes that are not here yet."""
+    room: Size = 0
+    """Bytes of the disk that it takes."""
     sources: tuple[Url, ...]
+
+
+class RestoreModel(_Action):
+    """Bring a model back from cold storage; what went bad there is fetched. Idempotent."""
+
+    kind: Literal["restore-model"] = "restore-model"
+    model: ModelKey
+    manifest: FileRef
+    size: Size
+    """Bytes of the model."""
+    room: Size = 0
+    """Bytes of the disk that it takes."""
+    sources: tuple[Url, ...]
+
+
+class ArchiveModel(_Action):
+    """Move a stored model to cold storage: written, read back, and only then gone from where it was. Idempotent."""
+
+    kind: Literal["archive-model"] = "archive-model"
+    model: ModelKey
+    manifest: FileRef
+    size: Size
 
 
 class VerifyModel(_Action):
@@ -60,6 +84,22 @@ class RemoveModel(_Action):
     kind: Literal["remove-model"] = "remove-model"
     model: ModelKey
     manifest: Digest
+    size: Size
+
+
+class RemoveLeftover(_Action):
+    """Remove what the store has of a model that is not listed and was never installed, after a grace. Idempotent."""
+
+    kind: Literal["remove-leftover"] = "remove-leftover"
+    manifest: Digest
+    size: Size
+    """Bytes of the disk that it takes."""
+
+
+class SweepStore(_Action):
+    """Remove what a crash left lying about in the model store. Idempotent."""
+
+    kind: Literal["sweep-store"] = "sweep-store"
     size: Size
 
 
@@ -119,9 +159,13 @@ class RouteFront(_Action):
 
 Action = Annotated[
     DownloadModel
+    | RestoreModel
     | VerifyModel
+    | ArchiveModel
     | SetModelState
     | RemoveModel
+    | RemoveLeftover
+    | SweepStore
     | PullImage
     | StopInstance
     | StartInstance
@@ -154,6 +198,15 @@ class Explanation(Frozen):
     decision: Text
 
 
+class Notice(Frozen):
+    """Something about where the snapshot comes from that stops nothing, and that a person should know."""
+
+    reason: Text
+    """Stable CamelCase reason: `StaleSource`, `FreezeSuspected`, `ClockBehind`, ..."""
+    message: Text
+    """For people."""
+
+
 class Cost(Frozen):
     """What carrying out a plan takes."""
 
@@ -183,9 +236,12 @@ class Plan(Document):
     """Made from an unverified snapshot: can be read, never applied."""
     observation: Digest
     """Fingerprint of what was observed; volatile readings are left out."""
+    outside_window: bool = False
+    """A person wants it outside the maintenance windows."""
     actions: tuple[Action, ...]
     held: tuple[Held, ...] = ()
     trace: tuple[Explanation, ...] = ()
+    notices: tuple[Notice, ...] = ()
     cost: Cost = Cost.model_construct()
     made_at: Time
 

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
+from schemas.fleet import FleetPlan
 from schemas.manifest import ManifestDocument
 from schemas.node import NodeConfig
 from schemas.plan import Plan
 from schemas.probe import ProbeDocument
 from schemas.snapshot import SnapshotDocument
 from schemas.status import NodeStatus
+from schemas.timestamp import TimestampDocument
 from schemas.trust import SignatureFile, TrustDocument
 
 if TYPE_CHECKING:
@@ -33,12 +35,14 @@ if TYPE_CHECKING:
 DOCUMENTS: Final[dict[str, type[BaseModel]]] = {
     "snapshot": SnapshotDocument,
     "trust": TrustDocument,
+    "timestamp": TimestampDocument,
     "signature": SignatureFile,
     "manifest": ManifestDocument,
     "probe": ProbeDocument,
     "node": NodeConfig,
     "plan": Plan,
     "status": NodeStatus,
+    "fleet": FleetPlan,
 }
 """Every published document, by the name that `reconcile schema print` takes."""
 

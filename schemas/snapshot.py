@@ -25,6 +25,7 @@ from schemas.base import (
     Time,
     Url,
     Version,
+    measure,
 )
 
 Mode = Literal["container", "native"]
@@ -278,15 +279,20 @@ class LabelExpression(Frozen):
 
     key: Label
     """Name of the label or fact."""
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    """How the value is compared."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Gte", "Lt", "Lte"]
+    """How the value is compared; the last four compare numbers, sizes and dotted versions, and hold for no node that
+    has no such value."""
     values: tuple[Label, ...] = ()
-    """For `In` and `NotIn`."""
+    """Several for `In` and `NotIn`, one for `Gt`, `Gte`, `Lt` and `Lte`."""
 
     @model_validator(mode="after")
     def _values_fit_operator(self) -> LabelExpression:
-        if bool(self.values) != (self.operator in ("In", "NotIn")):
-            raise ValueError("values belong to In and NotIn, and only to them")
+        if self.operator in ("Exists", "DoesNotExist") and self.values:
+            raise ValueError(f"{self.operator} takes no values")
+        if self.operator in ("In", "NotIn") and not self.values:
+            raise ValueError(f"{self.operator} needs values")
+        if self.operator in ("Gt", "Gte", "Lt", "Lte") and [measure(text) is None for text in self.values] != [False]:
+            raise ValueError(f"{self.operator} needs one value: a number, a size or a dotted version")
         return self
 
 
@@ -299,13 +305,30 @@ class Selector(Frozen):
     """All must hold."""
 
 
-class Rollout(Frozen):
-    """A stable share of the matching nodes: hash(node id, key) below percent."""
+class Wave(Frozen):
+    """A named step of rollouts: everybody up to a share of the nodes."""
 
+    name: Name
+    """What rollouts call it: `canary`, `early`."""
     percent: Percent
+    """Share of the nodes in this wave and those before it."""
+
+
+class Rollout(Frozen):
+    """A stable share of the matching nodes: hash(node id, key) below a percentage, given here or by a wave."""
+
+    percent: Percent | None = None
     """Share of nodes inside; those inside stay inside as it grows."""
+    wave: Name | None = None
+    """A wave of this snapshot, instead of a percentage."""
     key: Label
     """Names the rollout; another key draws another share."""
+
+    @model_validator(mode="after")
+    def _one_share(self) -> Rollout:
+        if (self.percent is None) == (self.wave is None):
+            raise ValueError("a rollout has either a percent or a wave")
+        return self
 
 
 class Assignment(Frozen):
@@ -413,6 +436,8 @@ class SnapshotSpec(Frozen):
     """Approved models. A model that is not listed is removed."""
     assignments: Annotated[tuple[Assignment, ...], Field(max_length=MAX_ASSIGNMENTS)] = ()
     """Which node runs what."""
+    waves: Annotated[tuple[Wave, ...], Field(max_length=100)] = ()
+    """Named shares for rollouts, in growing order."""
     withdrawn: Annotated[tuple[WithdrawnEntry, ...], Field(max_length=MAX_MODELS)] = ()
     """Digests that must not run."""
     retry: Annotated[tuple[Digest, ...], Field(max_length=MAX_MODELS)] = ()
@@ -422,6 +447,14 @@ class SnapshotSpec(Frozen):
     extensions: dict[str, Json] = {}
     """Ignored by agents that do not know them."""
 
+    def share(self, rollout: Rollout | None) -> int:
+        """Percentage of the nodes that a rollout has reached; all without one."""
+        if rollout is None:
+            return 100
+        if rollout.percent is not None:
+            return rollout.percent
+        return next(wave.percent for wave in self.waves if wave.name == rollout.wave)
+
     @model_validator(mode="after")
     def _references_resolve(self) -> SnapshotSpec:
         runtimes = [runtime.name for runtime in self.runtimes]
@@ -430,7 +463,13 @@ class SnapshotSpec(Frozen):
             raise ValueError("two runtimes have the same name")
         if len(models) != len(self.models):
             raise ValueError("two models have the same name and version")
+        waves = [wave.name for wave in self.waves]
+        shares = [wave.percent for wave in self.waves]
+        if len(set(waves)) != len(waves) or sorted(set(shares)) != shares:
+            raise ValueError("waves need different names and growing percentages")
         for assignment in self.assignments:
+            if assignment.rollout is not None and assignment.rollout.wave not in (None, *waves):
+                raise ValueError(f"a rollout names wave {assignment.rollout.wave!r}, which is not listed")
             if assignment.runtime not in runtimes:
                 raise ValueError(f"an assignment names runtime {assignment.runtime!r}, which is not listed")
             for key in assignment.serve:

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Address, Count, Digest, Document, Frozen, ModelKey, Size, Text, Time
+from schemas.base import Address, Count, Digest, Document, Duration, Frozen, ModelKey, Size, Text, Time
+from schemas.facts import NodeFacts
 from schemas.plan import Held
 
 ConditionType = Literal["Ready", "Reconciling", "Stalled", "SourceVerified", "Drifted", "RolledBack", "Suspended"]
@@ -56,6 +57,14 @@ class ModelStatus(Frozen):
     size: Size
     cause: Text
     since: Time
+    guarded: bool = False
+    """Whether the kernel refuses changed bytes of all its files (fs-verity)."""
+    failures: Count = 0
+    """Consecutive failures of download, hash check or validation."""
+    not_before: Time | None = None
+    """No attempt before this time."""
+    unlisted_for: Annotated[float, Field(ge=0)] = 0
+    """Running time since it was last listed, seconds; 0 while listed."""
 
 
 class ServingStatus(Frozen):
@@ -74,6 +83,19 @@ class ServingStatus(Frozen):
     receipt: Digest | None = None
     not_enforced: tuple[Text, ...] = ()
     """Restrictions that are not enforced for this instance (I10)."""
+
+
+class StoreStatus(Frozen):
+    """The model store."""
+
+    unguarded: Text = ""
+    """Why the kernel does not refuse changed bytes here (fs-verity); empty where it does."""
+    scrub_rate: Size = 0
+    """Bytes a second that are looked through for bit rot, at most; 0 where that is off."""
+    scrub_every: Duration = 0
+    """Seconds within which every model is looked through."""
+    residue: Size = 0
+    """Bytes that an interruption left lying about, until the next pass."""
 
 
 class FrontStatusCounts(Frozen):
@@ -153,10 +175,14 @@ class NodeStatus(Document):
     front: FrontStatus | None = None
     """Absent on a node without one."""
     models: tuple[ModelStatus, ...]
+    store: StoreStatus | None = None
+    """The model store."""
     held: tuple[Held, ...]
     hardware: HardwareStatus
     engines: tuple[Text, ...]
     """Native engines, `name version`."""
+    facts: NodeFacts | None = None
+    """What else a plan depends on, so that it can be made elsewhere (`reconcile plan --inventory`)."""
 
     def condition(self, wanted: ConditionType) -> Condition | None:
         """The condition of a type, if it was determined."""

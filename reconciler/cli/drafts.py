@@ -118,6 +118,7 @@ def unset(workspace: Workspace, path: str) -> None:
     "--match", "labels", multiple=True, metavar="KEY=VALUE", help="Only on nodes with this label; repeatable."
 )
 @click.option("--percent", type=click.IntRange(0, 100), help="Only on this share of them; the others fall through.")
+@click.option("--wave", metavar="NAME", help="Instead of --percent: on the nodes up to this wave (spec.waves).")
 @click.option("--rollout", metavar="KEY", help="Name of the share: those inside stay inside as it grows.")
 def serve(
     workspace: Workspace,
@@ -125,22 +126,27 @@ def serve(
     runtime: str,
     labels: tuple[str, ...],
     percent: int | None,
+    wave: str | None,
     rollout: str | None,
 ) -> None:
     """Serve MODEL:VERSION on the nodes that match; the first of several is loaded.
 
     An assignment for the same nodes is changed, otherwise a new one is put before the more general ones.
     """
-    if (percent is None) != (rollout is None):
-        raise click.UsageError("--percent and --rollout go together")
+    if (percent is None and wave is None) != (rollout is None) or (percent is not None and wave is not None):
+        raise click.UsageError("--rollout goes with one of --percent and --wave")
     document = edit_snapshot(workspace)
     before = document.text
     for model in models:
         _listed(document, model)
     if runtime not in _names(document, "runtimes"):
         raise UsageError(f"there is no runtime {runtime!r}", hint="`reconcile runtime set` adds one")
+    if wave is not None and wave not in _names(document, "waves"):
+        hint = f"""reconcile snapshot set spec.waves '[{{"name": "{wave}", "percent": "5%"}}]'"""
+        raise UsageError(f"there is no wave {wave!r}", hint=hint)
     selector = {"matchLabels": dict(_pair(label) for label in labels)} if labels else {}
-    share = {"percent": f"{percent}%", "key": rollout} if rollout is not None else None
+    reached = {"wave": wave} if wave is not None else {"percent": f"{percent}%"}
+    share = {**reached, "key": rollout} if rollout is not None else None
     place = _assignment(document, selector, rollout)
     if place is None:
         item = {

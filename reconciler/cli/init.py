@@ -22,7 +22,12 @@ PODMAN_SOCKET = "/run/podman/podman.sock"
 
 @click.command()
 @click.option("--network", required=True, help="Name of the network.")
-@click.option("--repository", "repositories", required=True, multiple=True, help="Git URL of the network; repeatable.")
+@click.option("--repository", "repositories", multiple=True, help="Git URL of the network; repeatable.")
+@click.option(
+    "--bundle",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take the first trust from a bundle: a node that is fed by hand needs no repository.",
+)
 @click.option("--branch", default="main", show_default=True, help="Branch that holds the documents.")
 @click.option("--trust", "pin", help="Digest of trust/1.yaml (blake3:...), as the operators publish it.")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Where the node keeps everything.")
@@ -54,6 +59,8 @@ def init(pin: str | None, state_dir: Path | None, config_file: Path | None, yes:
     from runtime.host import host_ports
 
     ports = host_ports()
+    if not given["repositories"] and given["bundle"] is None:
+        raise click.UsageError("name the network's repository with --repository, or a bundle with --bundle")
     if given["account"] and given["account"].startswith("0x"):
         given["account"] = checksum(given["account"])
     root = (state_dir or _default_state(given["network"])).absolute()
@@ -83,7 +90,10 @@ def init(pin: str | None, state_dir: Path | None, config_file: Path | None, yes:
     )
     if given["password_file"] is None and not existed:
         warn("the node's key is not encrypted; its file is readable by this user alone")
-    next_steps(f"reconcile plan --config {path}", f"reconcile --config {path}")
+    if given["bundle"] is not None:
+        next_steps(f"reconcile snapshot import {given['bundle']} --config {path}", f"reconcile --config {path}")
+    else:
+        next_steps(f"reconcile plan --config {path}", f"reconcile --config {path}")
 
 
 def _default_state(network: str) -> Path:
@@ -118,13 +128,18 @@ def _trust(given: dict[str, Any], pin: str | None, ports: Ports, *, yes: bool) -
     from desired_state.git_source import GitSettings, GitSource
     from desired_state.load import load_trust
     from desired_state.trust import verify_first
+    from schemas.bundle import BRANCH
     from schemas.digests import digest_bytes
     from schemas.errors import TrustBroken
 
     source = GitSource(ports, GitSettings(timeout=120.0, max_bytes=2**28, environment=dict(os.environ)))
     with TemporaryDirectory(prefix="reconcile-init-") as folder:
         mirror = Path(folder) / "repo.git"
-        commit = source.fetch(given["repositories"][0], given["branch"], mirror)
+        if given["bundle"] is not None:
+            url, branch = _unpacked(given["bundle"], Path(folder) / "documents.bundle", ports), BRANCH
+        else:
+            url, branch = given["repositories"][0], given["branch"]
+        commit = source.fetch(url, branch, mirror)
         links = load_trust(source.files(mirror, commit), given["network"], above=0)
     if not links or links[0].version != 1:
         raise TrustBroken(
@@ -133,10 +148,19 @@ def _trust(given: dict[str, Any], pin: str | None, ports: Ports, *, yes: bool) -
     digest = digest_bytes(links[0].content)
     trust = verify_first(links[0].content, pin or digest, given["network"], file=links[0].file)
     if pin is None and not yes:
-        say(f"The repository's first trust document is {paint(digest, 'bold')}.")
+        say(f"The first trust document is {paint(digest, 'bold')}.")
         say("Compare it with what the network's operators publish elsewhere; everything else follows from it.")
         click.confirm("Trust it?", abort=True)
     return trust.document, digest
+
+
+def _unpacked(path: Path, target: Path, ports: Ports) -> str:
+    """The documents of a bundle as a file that git reads."""
+    from reconciler.bundles.container import opened
+
+    with opened(path) as bundle:
+        ports.files.write(target, bundle.read(bundle.documents, 2**28))
+    return str(target)
 
 
 def _config(given: dict[str, Any], root: Path, digest: str) -> str:
@@ -146,7 +170,7 @@ def _config(given: dict[str, Any], root: Path, digest: str) -> str:
         "apiVersion: reconcile/v1alpha1",
         "kind: Node",
         f"network: {given['network']}",
-        "repositories:",
+        "repositories:" if given["repositories"] else "repositories: []",
         *(f"  - url: {_quoted(url)}" for url in given["repositories"]),
         f"branch: {_quoted(given['branch'])}",
         "trust:",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reconciler.cli.console import emit, next_steps, paint, plural, relative_time, say, size, table
+from reconciler.cli.inventory import fleet_lines, inventory_option, plan_fleet, read_inventory
 from reconciler.cli.operators import (
     count_signatures,
     missing_lines,
@@ -20,20 +21,18 @@ from reconciler.cli.operators import (
     workspace_options,
 )
 from reconciler.cli.options import json_option
+from reconciler.cli.timestamp import seen_timestamp, timestamp_json, timestamp_line
 from schemas.errors import DocumentError, NotTrusted, SignaturesPending, ThresholdNotMet, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from desired_state.compare import Comparison
-    from desired_state.lint import Finding, InventoryNode
+    from desired_state.files import DocumentFiles
+    from desired_state.lint import Finding
     from desired_state.workspace import Workspace
     from reconciler.cli.operators import Missing, Trust
     from schemas.snapshot import SnapshotDocument
-
-_STATUS_LIMIT = 2**24
-"""Bytes of a node's status in an inventory."""
-
 
 # --- show and diff ------------------------------------------------------------------------------------------------
 
@@ -52,7 +51,7 @@ def show(workspace: Workspace, *, as_json: bool) -> None:
         emit({"digest": digest_bytes(content), "snapshot": json.loads(document.to_json())})
         return
     metadata, spec = document.metadata, document.spec
-    sizes = sizes_of(workspace, document)
+    sizes = sizes_of(workspace.files, document)
     say(
         f"Snapshot  {paint(str(metadata.sequence), 'bold')} of {metadata.network}, epoch {metadata.epoch}",
         f"Digest    {digest_bytes(content)}",
@@ -76,31 +75,45 @@ def show(workspace: Workspace, *, as_json: bool) -> None:
     trust = try_trust(workspace)
     if trust is not None:
         say("", "Signatures:", *missing_lines([count(workspace, trust, document, content)]))
+        said = seen_timestamp(workspace, trust.state)
+        if said is not None:
+            say("", f"Timestamp: {timestamp_line(said, digest_bytes(content))}")
 
 
 @click.command()
 @workspace_options
 @click.argument("before", default="HEAD")
 @click.argument("after", default="")
+@inventory_option
 @json_option
-def diff(workspace: Workspace, before: str, after: str, *, as_json: bool) -> None:
+def diff(workspace: Workspace, before: str, after: str, inventory: Path | None, *, as_json: bool) -> None:
     """Show what changes from BEFORE to AFTER: revisions of git, folders or files.
 
-    Without them: from the last commit to the working copy.
+    Without them: from the last commit to the working copy. With --inventory, also what AFTER would do to each node.
     """
     from desired_state.compare import compare
 
     old = _version(workspace, before)
-    new = _version(workspace, after) if after else _Version(workspace.snapshot(), workspace)
+    new = _version(workspace, after) if after else _Version(workspace.snapshot(), workspace.files)
     if new is None:
         raise UsageError(f"{after!r} has no snapshot of {workspace.network}")
     old_document = read_snapshot(old.content, before) if old is not None else None
     new_document = read_snapshot(new.content, after or workspace.snapshot_file)
-    found = compare(old_document, new_document, sizes_of(new.workspace or workspace, new_document))
+    found = compare(old_document, new_document, sizes_of(new.files or workspace.files, new_document))
+    reach = None
+    if inventory is not None and new.files is not None:
+        reach = plan_fleet(new.files, new.content, new_document, inventory, now())
+    elif inventory is not None:
+        raise UsageError("an inventory needs the manifests of AFTER too: name a folder or a revision, not a file")
     if as_json:
-        emit(_comparison_json(found, old_document, new_document))
+        emit(
+            _comparison_json(found, old_document, new_document)
+            | ({"fleet": json.loads(reach.to_json())} if reach is not None else {})
+        )
         return
     say(*comparison_lines(found, old_document, new_document))
+    if reach is not None:
+        say("", *fleet_lines(reach))
     if not after:
         trust = try_trust(workspace)
         if trust is not None:
@@ -109,10 +122,10 @@ def diff(workspace: Workspace, before: str, after: str, *, as_json: bool) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """A snapshot from somewhere, and the folder with its manifests where there is one."""
+    """A snapshot from somewhere, and what lies around it: nothing around a single file."""
 
     content: bytes
-    workspace: Workspace | None = None
+    files: DocumentFiles | None = None
 
 
 def _version(workspace: Workspace, name: str) -> _Version | None:
@@ -122,12 +135,12 @@ def _version(workspace: Workspace, name: str) -> _Version | None:
     path = Path(name)
     if workspace.has_revision(name):
         content = workspace.at(name, workspace.snapshot_file, limit=SNAPSHOT_LIMIT)
-        return _Version(content) if content is not None else None
+        return _Version(content, workspace.revision(name)) if content is not None else None
     if path.is_dir():
         from reconciler.cli.operators import open_workspace
 
         other = open_workspace(path, workspace.network)
-        return _Version(other.snapshot(), other)
+        return _Version(other.snapshot(), other.files)
     if path.is_file() and path.stat().st_size <= SNAPSHOT_LIMIT:
         return _Version(path.read_bytes())
     if name == "HEAD":
@@ -191,11 +204,7 @@ def validate(workspace: Workspace, *, as_json: bool) -> None:
 
 @click.command()
 @workspace_options
-@click.option(
-    "--inventory",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with the nodes' `reconcile status --json`, one file each.",
-)
+@inventory_option
 @click.option("--strict", is_flag=True, help="Exit 1 on warnings too.")
 @json_option
 def lint(workspace: Workspace, inventory: Path | None, *, strict: bool, as_json: bool) -> None:
@@ -248,9 +257,11 @@ def verify(workspace: Workspace, pin: str | None, *, as_json: bool) -> None:
         raise
     check_files(workspace, accepted.document)
     epoch, sequence = accepted.position
+    said = seen_timestamp(workspace, trust.state)
     if as_json:
         signers = list(accepted.signers)
-        emit({"digest": accepted.digest, "epoch": epoch, "sequence": sequence, "signers": signers, "pin": trust.pin})
+        found_json = {"digest": accepted.digest, "epoch": epoch, "sequence": sequence, "signers": signers}
+        emit({**found_json, "pin": trust.pin, "timestamp": timestamp_json(said)})
         return
     say(
         f"{paint('Accepted', 'green')}: snapshot {sequence} of epoch {epoch}, by trust version {trust.state.version}.",
@@ -258,6 +269,8 @@ def verify(workspace: Workspace, pin: str | None, *, as_json: bool) -> None:
         f"Signers  {', '.join(accepted.signers)}",
         f"Expires  {relative_time(accepted.document.metadata.expires_at, now())}",
     )
+    if said is not None:
+        say(f"Newest   the timestamp {timestamp_line(said, accepted.digest)}")
     if pin is None:
         say(f"Pin      {trust.pin} (taken from the working copy; --trust checks against a published one)")
     next_steps("commit networks/, models/ and probes/, and push: nodes take it from there")
@@ -291,15 +304,15 @@ def check_files(workspace: Workspace, document: SnapshotDocument) -> int:
     return sum(model.manifest.size for model in models.values())
 
 
-def sizes_of(workspace: Workspace, document: SnapshotDocument) -> dict[str, int]:
-    """Bytes of the models whose manifests lie in the working copy, by manifest digest."""
+def sizes_of(files: DocumentFiles, document: SnapshotDocument) -> dict[str, int]:
+    """Bytes of the models whose manifests are there, by manifest digest."""
     from desired_state.document import MANIFEST_LIMIT
     from desired_state.load import parse_manifest, read_bound
 
     sizes = {}
     for model in document.spec.models:
         try:
-            content = read_bound(workspace.files, model.manifest, MANIFEST_LIMIT)
+            content = read_bound(files, model.manifest, MANIFEST_LIMIT)
             sizes[model.manifest.digest] = parse_manifest(content, file=model.manifest.path).size
         except DocumentError:
             continue  # `validate` says what is wrong with it
@@ -334,44 +347,18 @@ def count(workspace: Workspace, trust: Trust, document: SnapshotDocument, conten
 
 def findings(workspace: Workspace, document: SnapshotDocument, inventory: Path | None) -> tuple[Finding, ...]:
     """Every trap, judged against the trust of the working copy and the nodes of an inventory."""
-    from desired_state.lint import Surroundings, lint
+    from desired_state.lint import InventoryNode, Surroundings, lint
+    from reconciler.inventory import labels_of
     from reconciler.selectors import matches
 
     try:
         trust = read_trust(workspace).state
     except NotTrusted:
         trust = None
-    nodes = _inventory(inventory) if inventory is not None else ()
-    return lint(document, Surroundings(now=now(), trust=trust, inventory=nodes, matches=matches))
-
-
-def _inventory(folder: Path) -> tuple[InventoryNode, ...]:
-    """The nodes whose status lies in a folder, with the facts that selectors see."""
-    from desired_state.lint import InventoryNode
-    from reconciler.selectors import node_labels
-    from schemas.observation import Gpu, Hardware
-    from schemas.status import NodeStatus
-
-    nodes = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            with path.open("rb") as file:
-                status = NodeStatus.model_validate_json(file.read(_STATUS_LIMIT))
-        except ValueError as error:
-            raise UsageError(f"{path} is not a node's status", hint="`reconcile status --json` prints one") from error
-        seen = status.hardware
-        hardware = Hardware(
-            platform=seen.platform,
-            processor=seen.processor,
-            cpus=seen.cpus,
-            memory=seen.memory,
-            disk=seen.disk,
-            gpus=tuple(Gpu(gpu.uuid, gpu.name, gpu.memory, gpu.driver) for gpu in seen.gpus),
-        )
-        nodes.append(InventoryNode(status.node, node_labels(status.labels, hardware)))
-    if not nodes:
-        raise UsageError(f"{folder} holds no node's status", hint="`reconcile status --json > FOLDER/node.json`")
-    return tuple(nodes)
+    statuses = read_inventory(inventory) if inventory is not None else ()
+    nodes = tuple(InventoryNode(status.node, labels_of(status)) for status in statuses)
+    said = seen_timestamp(workspace, trust) if trust is not None else None
+    return lint(document, Surroundings(now=now(), trust=trust, timestamp=said, inventory=nodes, matches=matches))
 
 
 def finding_lines(found: Sequence[Finding]) -> list[str]:

@@ -44,6 +44,8 @@ SECTIONS: Final = {
         "suspend": Lazy("reconciler.cli.node:suspend", "Hold every change but a withdrawal."),
         "resume": Lazy("reconciler.cli.node:resume", "Let changes be applied again."),
         "notify": Lazy("reconciler.cli.node:notify", "Tell a running daemon to look at once."),
+        "verify": Lazy("reconciler.cli.store:verify", "Hash stored models again, now."),
+        "gc": Lazy("reconciler.cli.store:gc", "Remove what is no longer listed, after its grace."),
         "retry": Lazy("reconciler.cli.node:retry", "Forget remembered failures and try again."),
     },
     "Network operator": {
@@ -101,28 +103,41 @@ def _interval(_ctx: click.Context, _param: click.Parameter, text: str | None) ->
     metavar="FILE",
     help="The node's configuration (default: RECONCILE_CONFIG, then /etc/reconcile/node.yaml).",
 )
+@click.option("--ignore-window", is_flag=True, help="Make changes outside their maintenance windows; recorded.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
 @click.pass_context
-def cli(ctx: click.Context, config_file: str | None, interval: int | None, *, watch: bool, as_json: bool) -> int:
+def cli(
+    ctx: click.Context,
+    config_file: str | None,
+    interval: int | None,
+    *,
+    watch: bool,
+    ignore_window: bool,
+    as_json: bool,
+) -> int:
     """Keep an inference node in the state that its network's operators signed and committed to git.
 
     Without a command: one pass. Fetch, verify, observe, plan, apply.
     """
     if ctx.invoked_subcommand is not None:
-        if watch or interval is not None:
-            raise click.UsageError("--watch and --interval go with a pass, not with a command")
+        if watch or interval is not None or ignore_window:
+            raise click.UsageError("--watch, --interval and --ignore-window go before a pass, not before a command")
         # What stands before the command holds for it as well, unless it is told otherwise.
         given = {"config_file": config_file} if config_file else {}
         ctx.default_map = {ctx.invoked_subcommand: {**given, **({"as_json": True} if as_json else {})}}
         return 0
     if interval is not None and not watch:
         raise click.UsageError("--interval goes with --watch")
+    if ignore_window and watch:
+        raise click.UsageError("--ignore-window is for one pass, not for --watch")
     from reconciler.cli.node import run_pass
 
-    return run_pass(config_file=config_file, watch=watch, interval=interval, as_json=as_json)
+    return run_pass(
+        config_file=config_file, watch=watch, interval=interval, ignore_window=ignore_window, as_json=as_json
+    )
 
 
 def main() -> None:

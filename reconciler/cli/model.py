@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,12 +18,15 @@ from reconciler.cli.options import DurationType, SizeType, json_option
 from schemas.errors import Incompatible, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from desired_state.authoring import Document
     from desired_state.paths import Steps
     from desired_state.workspace import Workspace
     from runtime.models.manifest_builder import BuiltManifest
 
-_REMOTE = ("http://", "https://", "hf://", "s3://")
+_WEB = ("http://", "https://")
+_REMOTE = ("hf://", "s3://")
 
 
 @click.group(cls=OrderedGroup)
@@ -44,24 +49,35 @@ def model() -> None:
 @click.option("--state", type=click.Choice(["active", "inactive", "archived"]), help="Its state [default: active].")
 @click.option("--gpu-memory", type=SizeType(), help="GPU memory that it needs, e.g. 16GiB.")
 @click.option("--memory", type=SizeType(), help="Main memory that it needs.")
+@click.option(
+    "--signed-by",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="PEM: the public key, or the authorities, of whom the OpenSSF signature in the model has to be.",
+)
+@click.option("--signature", default="model.sig", show_default=True, help="The signature among the model's files.")
 @click.option("--task", "tasks", multiple=True, help="What it is for: chat, completion; repeatable.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep a file read from a URL here.")
+@click.option("--allow-http", is_flag=True, help="Read plain http URLs, too.")
+@click.option("--allow-private", is_flag=True, help="Read URLs of private and loopback addresses, too.")
 @json_option
 def add(workspace: Workspace, path: str, name: str, version: str, *, as_json: bool, **given: Any) -> None:
-    """Approve the model in PATH (a file or a folder): write its manifest, and list it in the snapshot.
+    """Approve the model in PATH (a file, a folder or a URL): write its manifest, and list it in the snapshot.
 
-    The data is read once. Doing it again updates the entry.
+    The data is read once, and of a URL nothing is kept. Doing it again updates the entry.
     """
     if path.startswith(_REMOTE):
         raise UsageError(
             "a model is added from files that are here; reading it from a remote address does not exist",
             hint="download it, run `reconcile model add PATH`, and name the address with --source",
         )
-    if not Path(path).exists():
+    remote = path.startswith(_WEB)
+    if not remote and not Path(path).exists():
         raise UsageError(f"{path} does not exist")
     document = edit_snapshot(workspace)
     _check_identity(name, version)
-    built = _read(Path(path))
-    manifest_path, digest = _write_manifest(workspace, built, name, version, Path(path))
+    signature = _signature(given.pop("signed_by"), given.pop("signature"))
+    with _data(path, given) as (built, folder):
+        manifest_path, digest = _write_manifest(workspace, built, name, version, folder, signature)
     before = document.text
     _list(workspace, document, name, version, {"path": manifest_path, "digest": digest}, given)
     if as_json:
@@ -75,8 +91,9 @@ def add(workspace: Workspace, path: str, name: str, version: str, *, as_json: bo
     say(f"Wrote {manifest_path} and .pieces: {plural(len(built.files), 'file')}, {size(built.size)}, {built.format}")
     finish(workspace, document, before)
     if not given["probe"] and not _has_probe(document, name, version):
+        here = (given["keep"] or "PATH") if remote else path
         next_steps(
-            f"reconcile probe record --model {name}:{version} --model-path {path}",
+            f"reconcile probe record --model {name}:{version} --model-path {here}",
             f"reconcile model set-probe {name}:{version} probes/FILE.yaml",
         )
 
@@ -140,7 +157,7 @@ def list_(workspace: Workspace, *, as_json: bool) -> None:
     from reconciler.cli.judging import sizes_of
 
     document = read_snapshot(workspace.snapshot(), workspace.snapshot_file)
-    sizes = sizes_of(workspace, document)
+    sizes = sizes_of(workspace.files, document)
     if as_json:
         models = [
             {
@@ -233,6 +250,69 @@ def _check_identity(name: str, version: str) -> None:
         ) from error
 
 
+@contextmanager
+def _data(path: str, given: dict[str, Any]) -> Iterator[tuple[BuiltManifest, Path]]:
+    """What the data comes to, and where it can be looked into as long as this lasts."""
+    if not path.startswith(_WEB):
+        yield _read(Path(path)), Path(path)
+        return
+    base, file, public = _taken_apart(path)
+    if not given["sources"]:
+        if not public:
+            raise UsageError(
+                "the URL has a login or a query, which would be published",
+                hint="name the address for nodes with --source",
+            )
+        given["sources"] = (base,)
+    with TemporaryDirectory(prefix="reconcile-model-") as scratch:
+        folder = given["keep"] or Path(scratch)
+        ports().files.make_folder(folder)
+        partial = folder / f".{file}.partial"
+        try:
+            built = _read_remote(base, file, given, partial)
+            partial.rename(folder / file)
+        finally:
+            partial.unlink(missing_ok=True)
+        yield built, folder / file
+
+
+def _taken_apart(url: str) -> tuple[str, str, bool]:
+    """The base address of a URL, the name of its file, and whether it may be published as it is."""
+    from urllib.parse import unquote, urlsplit
+
+    from runtime.models.manifest_builder import check_name
+
+    parts = urlsplit(url)
+    folder, _, name = parts.path.rpartition("/")
+    if not parts.netloc or not name:
+        raise UsageError(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} does not name a file")
+    query = f"?{parts.query}" if parts.query else ""
+    return (
+        f"{parts.scheme}://{parts.netloc}{folder}{query}",
+        check_name(unquote(name)),
+        not query and "@" not in parts.netloc,
+    )
+
+
+def _read_remote(base: str, file: str, given: dict[str, Any], keep: Path) -> BuiltManifest:
+    """Hash a file while it comes."""
+    from desired_state.load import PIECES_LIMIT
+    from reconciler.cli import wiring
+    from reconciler.cli.transfer import Transfer
+    from runtime.models.manifest_builder import build_stream
+    from runtime.models.streaming import streamed
+    from schemas.manifest import HASH_SIZE, PIECE_SIZE
+    from schemas.node import SourcePolicy
+
+    policy = SourcePolicy(allow_http=given["allow_http"], allow_private=given["allow_private"])
+    with (
+        Transfer() as transfer,
+        streamed(base, file, policy, wiring.host(transfer.stop), keep=keep, whole=given["keep"] is not None) as remote,
+    ):
+        remote.begin(PIECES_LIMIT // HASH_SIZE * PIECE_SIZE)
+        return build_stream(file, remote, remote.size, told=transfer.told)
+
+
 def _read(path: Path) -> BuiltManifest:
     """Hash the data, with a word on progress where somebody watches."""
     from runtime.models.manifest_builder import build
@@ -256,13 +336,30 @@ class _Told:
             note(f"reading {name} ({size(total)}) ...")
 
 
-def _write_manifest(workspace: Workspace, built: BuiltManifest, name: str, version: str, data: Path) -> tuple[str, str]:
+def _signature(key: Path | None, file: str) -> dict[str, str] | None:
+    """The manifest's entry about the maker's signature; None where nobody asked for one."""
+    if key is None:
+        return None
+    pem = key.read_text(encoding="ascii", errors="replace")
+    field = "certificates" if "BEGIN CERTIFICATE" in pem else "publicKey"
+    return {"file": file, field: pem}
+
+
+def _write_manifest(
+    workspace: Workspace,
+    built: BuiltManifest,
+    name: str,
+    version: str,
+    data: Path,
+    signature: dict[str, str] | None = None,
+) -> tuple[str, str]:
     """Write the manifest and its pieces; returns the manifest's path and digest."""
     from desired_state.authoring import render
     from desired_state.drafting import MANIFEST_HEAD, manifest
     from desired_state.load import parse_manifest
     from runtime.interfaces import Model
     from runtime.models.formats import check_content
+    from runtime.models.openssf import check_signature
     from schemas.digests import digest_bytes
 
     base = f"models/{name}/{version}"
@@ -270,6 +367,7 @@ def _write_manifest(workspace: Workspace, built: BuiltManifest, name: str, versi
         "format": built.format,
         "files": list(built.files),
         "pieces": {"path": f"{base}.pieces", "digest": built.pieces_digest},
+        **({"signature": signature} if signature is not None else {}),
     }
     content = (MANIFEST_HEAD + render(manifest(name, version, spec))).encode()
     parsed = parse_manifest(content, file=f"{base}.yaml")
@@ -283,6 +381,7 @@ def _write_manifest(workspace: Workspace, built: BuiltManifest, name: str, versi
         )
     except OSError as error:
         raise Incompatible(f"{error.filename or data}: {error.strerror or error}") from error
+    check_signature(parsed, folder)
     ports().files.make_folder(workspace.root / "models" / name)
     workspace.write(f"{base}.pieces", built.pieces)
     workspace.write(f"{base}.yaml", content)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from reconciler.cli import wiring
+from reconciler.cli.inventory import inventory_option
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from desired_state.files import DocumentFiles
     from reconciler.journal import Journal
     from reconciler.loop import PassResult, Reconciler
     from reconciler.state_dir import StateDir
@@ -37,7 +39,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON w
 # --- the pass and the daemon --------------------------------------------------------------------------------------
 
 
-def run_pass(*, config_file: str | None, watch: bool, interval: int | None, as_json: bool) -> int:
+def run_pass(*, config_file: str | None, watch: bool, interval: int | None, ignore_window: bool, as_json: bool) -> int:
     """One pass, or passes until stopped; returns the exit code."""
     gc.enable()
     from reconciler.watch import Wake
@@ -48,8 +50,10 @@ def run_pass(*, config_file: str | None, watch: bool, interval: int | None, as_j
     if watch:
         return _watch(path, wake, interval, as_json=as_json)
     config = wiring.load_config(path)
-    with _state(config).lock(), _opened(config, wake, as_json=as_json) as (reconciler, _):
-        result = reconciler.run_pass()
+    with _state(config).lock():
+        _serve_imports(config, wake)
+        with _opened(config, wake, as_json=as_json) as (reconciler, _):
+            result = reconciler.run_pass(ignore_windows=ignore_window)
     _report(result, as_json=as_json)
     return result.exit_code
 
@@ -70,15 +74,32 @@ def _watch(path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> in
         urls = [repository.url for repository in config.repositories]
         state = _state(config)
         with state.lock(), triggers(wake, state, urls), _opened(config, wake, as_json=as_json) as (reconciler, _):
+
+            def run(config: NodeConfig = config, reconciler: Reconciler = reconciler) -> PassResult:
+                _serve_imports(config, wake)
+                return reconciler.run_pass()
+
             watch(
-                reconciler.run_pass,
+                run,
                 wake=wake,
                 interval=interval or config.interval,
                 clock=SystemClock(),
                 randomness=SystemRandomness(),
                 reported=_Changes(as_json=as_json),
+                idle=reconciler.idle,
             )
     return 0
+
+
+def _serve_imports(config: NodeConfig, wake: Wake) -> None:
+    """Import the bundle that somebody asked for while this process held the node, or before it came to."""
+    state = _state(config)
+    if not (state.imports / "request.json").exists():
+        return
+    from reconciler.bundles.handover import Desk
+
+    desk = Desk(state, wiring.host(wake).files)
+    desk.serve(lambda path: wiring.import_bundle(config, Path(path), _silent, wake))
 
 
 class _Changes:
@@ -141,12 +162,32 @@ def _report(result: PassResult, *, as_json: bool) -> None:
 @click.option("--out", type=click.Path(dir_okay=False), help="Save the plan for `reconcile apply`.")
 @click.option("--detailed-exitcode", is_flag=True, help="Exit 2 when changes are pending.")
 @click.option(
-    "--snapshot", "draft", type=click.Path(exists=True, file_okay=False), help="Plan an unsigned working copy."
+    "--snapshot",
+    "draft",
+    metavar="DIR|REV",
+    help="Plan a working copy, or a revision of the one in this folder; signed or not.",
 )
-def plan(config_file: str | None, as_json: bool, out: str | None, detailed_exitcode: bool, draft: str | None) -> None:
-    """Show what would be done, and why. Changes nothing."""
+@inventory_option
+@click.option("--ignore-window", is_flag=True, help="Plan as if every maintenance window were open.")
+def plan(
+    config_file: str | None,
+    as_json: bool,
+    out: str | None,
+    detailed_exitcode: bool,
+    draft: str | None,
+    inventory: Path | None,
+    ignore_window: bool,
+) -> None:
+    """Show what would be done, and why. Changes nothing.
+
+    With --inventory: what the working copy in this folder (or --snapshot) would do to each of those nodes; no
+    configuration of a node is needed.
+    """
+    if inventory is not None:
+        _plan_fleet(draft or ".", inventory, as_json=as_json)
+        return
     config = wiring.load_config(wiring.config_path(config_file))
-    made, refusal = _make_plan(config, draft)
+    made, refusal = _make_plan(config, draft, ignore_windows=ignore_window)
     if out is not None:
         Path(out).write_text(made.to_json() + "\n", encoding="utf-8")
     if as_json:
@@ -164,24 +205,48 @@ def plan(config_file: str | None, as_json: bool, out: str | None, detailed_exitc
         sys.exit(2 if made.actions else 5)
 
 
-def _make_plan(config: NodeConfig, folder: str | None) -> tuple[Plan, Exception | None]:
+def _plan_fleet(draft: str, inventory: Path, *, as_json: bool) -> None:
+    from desired_state.document import SNAPSHOT_LIMIT
+    from reconciler.cli.inventory import fleet_lines, plan_fleet
+    from reconciler.cli.operators import now, open_workspace, read_snapshot
+
+    folder = Path(draft)
+    workspace = open_workspace(folder if folder.is_dir() else Path(), None)
+    files = workspace.files if folder.is_dir() else workspace.revision(draft)
+    content = files.read(workspace.snapshot_file, SNAPSHOT_LIMIT)
+    made = plan_fleet(files, content, read_snapshot(content, workspace.snapshot_file), inventory, now())
+    click.echo(made.to_json() if as_json else "\n".join(fleet_lines(made)))
+
+
+def _make_plan(config: NodeConfig, draft: str | None, *, ignore_windows: bool = False) -> tuple[Plan, Exception | None]:
     from tempfile import TemporaryDirectory
 
     from reconciler.planner import plan as make
-    from reconciler.preview import preview, preview_folder
+    from reconciler.preview import preview, preview_files, told
 
     with closing(wiring.open_journal(_state(config), readonly=True)) as journal:
         ports = wiring.host()
         now = ports.clock.now()
         with TemporaryDirectory(prefix="reconcile-plan-") as scratch:
-            if folder is not None:
-                seen = preview_folder(config, Path(folder))
+            if draft is not None:
+                seen = preview_files(config, _files(config, draft))
             else:
                 git = Path(scratch) / "repo.git"
                 seen = preview(config, journal, ports=ports, scratch=git, agent=wiring.agent_version(), now=now)
         node = wiring.build_node(config, journal, ports=ports, progress=_silent, overlay=seen.documents)
         desired, observed = node.look(seen.digest, verified=seen.verified, cleared=seen.cleared)
-        return make(desired, observed, config, now), seen.refusal
+        return told(make(desired, observed, config, now, ignore_windows=ignore_windows), seen), seen.refusal
+
+
+def _files(config: NodeConfig, draft: str) -> DocumentFiles:
+    """A folder, or a revision of the work tree that this folder lies in."""
+    from desired_state.files import FolderFiles
+
+    if Path(draft).is_dir():
+        return FolderFiles(Path(draft))
+    from reconciler.cli.operators import open_workspace
+
+    return open_workspace(Path(), config.network).revision(draft)
 
 
 def _silent(subject: str, done: int, total: int) -> None:

@@ -8,17 +8,21 @@ from reconciler.cli.console import duration, paint, relative_time, size, table
 from schemas.digests import short
 from schemas.plan import (
     Action,
+    ArchiveModel,
     DownloadModel,
     Explanation,
     Held,
     Plan,
     PullImage,
+    RemoveLeftover,
     RemoveModel,
+    RestoreModel,
     RouteFront,
     SetModelState,
     StartFront,
     StartInstance,
     StopInstance,
+    SweepStore,
     ValidateModel,
     VerifyModel,
 )
@@ -28,17 +32,21 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.journal import Event, PassRecord
-    from schemas.status import FrontStatus, NodeStatus
+    from schemas.status import FrontStatus, NodeStatus, StoreStatus
 
 _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     DownloadModel: ("+", "download"),
+    RestoreModel: ("+", "restore"),
     PullImage: ("+", "pull"),
     VerifyModel: ("~", "verify"),
+    ArchiveModel: ("~", "archive"),
     SetModelState: ("~", "state"),
     StopInstance: ("-", "stop"),
     StartInstance: ("+", "start"),
     ValidateModel: ("~", "validate"),
     RemoveModel: ("-", "remove"),
+    RemoveLeftover: ("-", "remove"),
+    SweepStore: ("-", "sweep"),
     StartFront: ("+", "front"),
     RouteFront: ("~", "route"),
 }
@@ -70,15 +78,31 @@ def _about(action: Action) -> str:
     return _about_bytes(action)
 
 
-def _about_bytes(action: DownloadModel | VerifyModel | RemoveModel | SetModelState | PullImage) -> str:
+def _about_bytes(
+    action: DownloadModel
+    | RestoreModel
+    | ArchiveModel
+    | VerifyModel
+    | RemoveModel
+    | RemoveLeftover
+    | SweepStore
+    | SetModelState
+    | PullImage,
+) -> str:
     if isinstance(action, DownloadModel):
         hosts = f"from {len(action.sources)} source{'s' if len(action.sources) != 1 else ''}"
         return f"{action.model}  {size(action.to_fetch)} of {size(action.size)} {hosts}"
-    if isinstance(action, VerifyModel | RemoveModel):
-        return f"{action.model}  {size(action.size)}"
+    if isinstance(action, RestoreModel | ArchiveModel | VerifyModel | RemoveModel | RemoveLeftover | SweepStore):
+        return f"{_stored(action)}  {size(action.size)}"
     if isinstance(action, SetModelState):
         return f"{action.model}  {action.before} -> {action.after}"
     return f"{action.image}  ({action.backend})"
+
+
+def _stored(action: RestoreModel | ArchiveModel | VerifyModel | RemoveModel | RemoveLeftover | SweepStore) -> str:
+    if isinstance(action, SweepStore):
+        return "the model store"
+    return short(action.manifest) if isinstance(action, RemoveLeftover) else action.model
 
 
 def plan_text(plan: Plan) -> str:
@@ -93,7 +117,11 @@ def plan_text(plan: Plan) -> str:
         lines.append("No changes." if not plan.held else "No changes now.")
     else:
         lines += ["", _count(plan, swap=swap), *_costs(plan)]
+        if plan.outside_window:
+            lines.append(paint("Outside its maintenance window: applied only because a person says so.", "yellow"))
     lines += _held_lines(plan.held)
+    lines += [""] if plan.notices else []
+    lines += [f"{paint('Note:', 'yellow')} {item.reason}: {item.message}" for item in plan.notices]
     if plan.draft:
         lines += ["", paint("A draft: the snapshot was not verified. It can be read, never applied.", "yellow")]
     return "\n".join(lines)
@@ -150,6 +178,8 @@ def status_text(status: NodeStatus, now: datetime) -> str:
             lines.append(f"Isolation not enforced here: {', '.join(status.serving.not_enforced)}")
     lines += ["", *_condition_lines(status, now), "", *_model_lines(status, now)]
     lines += _held_lines(status.held)
+    if status.store is not None:
+        lines += ["", *_store_lines(status.store)]
     machine = status.hardware
     gpus = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
     lines += [
@@ -162,6 +192,18 @@ def status_text(status: NodeStatus, now: datetime) -> str:
     return "\n".join(lines)
 
 
+def _store_lines(store: StoreStatus) -> list[str]:
+    guarded = "the kernel refuses changed bytes (fs-verity)"
+    if store.unguarded:
+        guarded = f"no fs-verity ({store.unguarded}): changed bytes are found before a start, and by the scrub"
+    scrub = (
+        f"every model within {duration(store.scrub_every)}, at {size(store.scrub_rate)}/s"
+        if store.scrub_rate
+        else "off"
+    )
+    return [f"Store     {guarded}", f"Scrub     {scrub}"]
+
+
 def summary_text(status: NodeStatus) -> str:
     """The end of a pass in a few lines: ready or not, and why."""
     lines = []
@@ -170,11 +212,11 @@ def summary_text(status: NodeStatus) -> str:
         if condition is None:
             continue
         good = condition.status == ("True" if type_ in ("Ready", "SourceVerified") else "False")
-        if good and type_ != "Ready":
+        remark = type_ == "SourceVerified" and condition.reason != "Verified"
+        if good and type_ != "Ready" and not remark:
             continue
-        lines.append(
-            f"{paint(type_, 'green' if good else 'red')}={condition.status} {condition.reason}: {condition.message}"
-        )
+        colour = "yellow" if good and remark else "green" if good else "red"
+        lines.append(f"{paint(type_, colour)}={condition.status} {condition.reason}: {condition.message}")
     return "\n".join(lines)
 
 
@@ -234,6 +276,8 @@ def _condition_lines(status: NodeStatus, now: datetime) -> list[str]:
             colour = "red"
         if condition.type in ("Ready", "SourceVerified") and condition.status != "True":
             colour = "red"
+        elif condition.type == "SourceVerified" and condition.reason != "Verified":
+            colour = "yellow"
         rows.append(
             (
                 condition.type,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-KINDS = ("snapshot", "trust", "signature", "manifest", "probe", "node", "plan", "status")
+KINDS = ("snapshot", "trust", "timestamp", "signature", "manifest", "probe", "node", "plan", "status", "fleet")
 
 
 @click.group()

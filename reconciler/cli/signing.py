@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reconciler.cli.console import next_steps, plural, say
+from reconciler.cli.inventory import fleet_lines, inventory_option, plan_fleet
 from reconciler.cli.judging import (
     check_files,
     check_network,
@@ -19,6 +20,7 @@ from reconciler.cli.judging import (
 )
 from reconciler.cli.operators import (
     missing_lines,
+    now,
     read_snapshot,
     read_trust,
     signer_options,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 @click.command()
 @workspace_options
 @signer_options
+@inventory_option
 @click.option("--typed-data", is_flag=True, help="Print what a wallet must sign (EIP-712 JSON), and sign nothing.")
 @click.option("--signature", metavar="HEX", help="Take a signature that a wallet made, instead of a key.")
 @yes_option
@@ -48,11 +51,14 @@ def sign(
     key_file: Path | None,
     password_file: Path | None,
     signature: str | None,
+    inventory: Path | None,
     *,
     typed_data: bool,
     yes: bool,
 ) -> None:
     """Sign the snapshot, after showing what changes.
+
+    With --inventory, also what it would do to each node; the digest of what was shown goes beside the signature.
 
     With a key file; or with any wallet that signs EIP-712 typed data: --typed-data prints it, --signature takes the
     answer.
@@ -70,7 +76,7 @@ def sign(
         return
     if (key_file is None) == (signature is None):
         raise click.UsageError("sign with --key FILE, or give a wallet's --signature")
-    shown = _shown(workspace, document, content)
+    shown = _shown(workspace, document, content, inventory)
     say(*shown, "")
     if signature is not None:
         made, signer = signature.lower(), recover(message, signature)
@@ -138,7 +144,7 @@ def _check_may_sign(trust: Trust, signer: str, *, wallet: bool) -> None:
     )
 
 
-def _shown(workspace: Workspace, document: SnapshotDocument, content: bytes) -> list[str]:
+def _shown(workspace: Workspace, document: SnapshotDocument, content: bytes, inventory: Path | None) -> list[str]:
     """What a signer is shown; its digest goes beside the signature."""
     from desired_state.compare import compare
     from schemas.digests import digest_bytes
@@ -149,10 +155,12 @@ def _shown(workspace: Workspace, document: SnapshotDocument, content: bytes) -> 
     except DocumentError:
         before = None
     metadata = document.metadata
-    found = compare(before, document, sizes_of(workspace, document))
+    found = compare(before, document, sizes_of(workspace.files, document))
+    reach = plan_fleet(workspace.files, content, document, inventory, now()) if inventory is not None else None
     return [
         *comparison_lines(found, before, document),
         "",
+        *([*fleet_lines(reach), ""] if reach is not None else []),
         "To be signed:",
         f"  network   {metadata.network}",
         f"  position  epoch {metadata.epoch}, sequence {metadata.sequence}, trust version {metadata.trust_version}",

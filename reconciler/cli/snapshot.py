@@ -9,6 +9,7 @@ from reconciler.cli.lazy import Lazy, LazyGroup
 _WRITE = "reconciler.cli.drafts"
 _NEXT = "reconciler.cli.succession"
 _JUDGE = "reconciler.cli.judging"
+_BUNDLE = "reconciler.cli.bundles"
 
 SECTIONS = {
     "Write": {
@@ -27,7 +28,12 @@ SECTIONS = {
         "validate": Lazy(f"{_JUDGE}:validate", "Check it and every file it names; signatures are left out."),
         "lint": Lazy(f"{_JUDGE}:lint", "Find traps: what is well-formed and still not meant."),
         "sign": Lazy("reconciler.cli.signing:sign", "Sign it, after showing what changes."),
+        "timestamp": Lazy("reconciler.cli.timestamp:timestamp", "Say with an online key that it is the newest."),
         "verify": Lazy(f"{_JUDGE}:verify", "Decide as a node would: trust, signatures, validity, files."),
+    },
+    "Carry by hand": {
+        "export": Lazy(f"{_BUNDLE}:export", "Write the published snapshot, with what it needs, to one file."),
+        "import": Lazy(f"{_BUNDLE}:import_", "Take such a file in, on a node without a network."),
     },
 }
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from schemas.errors import ConfigError, DocumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from reconciler.bundles.container import Bundle
+    from reconciler.bundles.importing import ImageEngine, Import, Imported
     from reconciler.journal import Journal, StoredDocument
     from reconciler.loop import Node
     from reconciler.source import RepositorySource
     from reconciler.state_dir import StateDir
+    from runtime.backends.loaded_images import LoadedImages
     from runtime.front.keeper import FrontKeeper
     from runtime.interfaces import Backend, EngineConnection, Progress
+    from runtime.models.sources import Source
+    from runtime.models.store import DiskModelStore
     from schemas.node import ContainerBackend, NodeConfig
     from schemas.ports import Ports, Stop
     from schemas.target import BackendName
@@ -106,22 +112,13 @@ def build_node(
     from reconciler.state_dir import StateDir
     from runtime.engines.registry import engines
     from runtime.hardware import HostHardware
-    from runtime.models.store import DiskModelStore
 
     state = StateDir(Path(config.state_dir))
     node_id = node_address(state)
     documents = JournalDocuments(journal, overlay)
-    store = DiskModelStore(
-        state.models,
-        ports=ports,
-        policy=config.policy.sources,
-        connections=config.download_connections,
-        stall=config.download_stall,
-        reserve=config.policy.reserve,
-    )
     adapters = Adapters(
         ports=ports,
-        store=store,
+        store=build_store(config, ports),
         backends=build_backends(config, state, node_id, ports),
         engines=engines(),
         documents=documents,
@@ -143,6 +140,32 @@ def build_node(
     )
 
 
+def build_store(
+    config: NodeConfig, ports: Ports, nearby: Callable[[str], Sequence[Source]] = lambda _manifest: ()
+) -> DiskModelStore:
+    """The node's model store.
+
+    Args:
+        config: the node's configuration.
+        ports: the outside.
+        nearby: by a manifest's digest: sources that are open already, such as a bundle.
+    """
+    from reconciler.state_dir import StateDir
+    from runtime.models.store import DiskModelStore
+
+    return DiskModelStore(
+        StateDir(Path(config.state_dir)).models,
+        ports=ports,
+        policy=config.policy.sources,
+        connections=config.download_connections,
+        stall=config.download_stall,
+        reserve=config.policy.reserve,
+        # Several networks may share a cold disk: each has a folder of its own there, and removes from no other.
+        archive=Path(config.models.archive) / config.network if config.models.archive else None,
+        nearby=nearby,
+    )
+
+
 def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Ports) -> dict[str, Backend]:
     """The backends that the configuration names, in order of preference. An SDK is imported only for its own."""
     backends: dict[str, Backend] = {}
@@ -155,7 +178,12 @@ def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Por
             from runtime.backends.docker_api import ContainerEngine
 
             backends[name] = ContainerEngine(
-                name, socket=settings.socket, network=config.network, node_id=node_id, ports=ports
+                name,
+                socket=settings.socket,
+                network=config.network,
+                node_id=node_id,
+                ports=ports,
+                loaded=loaded_images(state, ports),
             )
     if config.backends.native is not None and config.backends.native.enabled:
         from runtime.backends.native import NativeBackend
@@ -196,6 +224,66 @@ def _connect(backend: Backend, name: str, socket: Path) -> EngineConnection:
     from runtime.connection import UnixConnection
 
     return UnixConnection(socket, is_peer=lambda pid: backend.is_peer(name, pid))
+
+
+def loaded_images(state: StateDir, ports: Ports) -> LoadedImages:
+    """What the node knows of images that came by file."""
+    from runtime.backends.loaded_images import LoadedImages
+    from runtime.hardware import platform_name
+
+    return LoadedImages(state.images, platform_name(), ports.files)
+
+
+# --- bundles ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def importing(
+    config: NodeConfig, bundle: Bundle, progress: Progress, stop: Stop, *, readonly: bool = False
+) -> Iterator[Import]:
+    """What imports an open bundle into a node. Whoever does more than check holds the state directory.
+
+    Args:
+        config: the node's configuration.
+        bundle: the bundle.
+        progress: told about bytes.
+        stop: ends the import early.
+        readonly: whether the journal is only read.
+    """
+    from reconciler.bundles.importing import Import, Site
+    from reconciler.identity import node_address
+    from reconciler.state_dir import StateDir
+    from runtime.hardware import platform_name
+    from schemas.node import SourcePolicy
+
+    state, ports = StateDir(Path(config.state_dir)), host(stop)
+    # A bundle is the one source of what is imported: nothing is asked that could be missing here.
+    alone = config.model_copy(
+        update={"policy": config.policy.model_copy(update={"sources": SourcePolicy.model_construct()})}
+    )
+    with closing(open_journal(state, readonly=readonly)) as journal:
+        backends = build_backends(config, state, node_address(state), ports)
+        site = Site(
+            config=config,
+            state=state,
+            journal=journal,
+            ports=ports,
+            agent=agent_version(),
+            platform=platform_name(),
+            engines=[cast("ImageEngine", backend) for backend in backends.values() if backend.mode == "container"],
+            loaded=loaded_images(state, ports),
+            open_store=lambda nearby: build_store(alone, ports, nearby),
+            progress=progress,
+        )
+        yield Import(site, bundle)
+
+
+def import_bundle(config: NodeConfig, path: Path, progress: Progress, stop: Stop) -> Imported:
+    """Import a bundle into a node whose state directory the caller holds; errors as `Import.run`."""
+    from reconciler.bundles.container import opened
+
+    with opened(path) as bundle, importing(config, bundle, progress, stop) as job:
+        return job.run()
 
 
 def build_source(node: Node) -> RepositorySource:

@@ -8,8 +8,9 @@ need, collected in a `Draft` that the planner passes from kind to kind in a fixe
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from reconciler.windows import is_open, next_opening
 from schemas.plan import Explanation, Held
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Situation:
     node: NodeConfig
     now: datetime
     choice: Choice
+    ignore_windows: bool = False
+    """A person at the node wants changes now, whatever the maintenance windows say."""
 
 
 @dataclass(slots=True)
@@ -50,6 +53,8 @@ class Draft:
     """Ids of the actions that must have succeeded before a serving instance is stopped (I4)."""
     blocked: bool = False
     """Something that the target needs cannot be staged now: nothing that serves is stopped."""
+    outside_window: bool = False
+    """A change is made outside its maintenance window, because a person wants it so."""
 
     def hold(self, subject: str, reason: str, message: str, until: datetime | None = None) -> None:
         """Record a change that is due and not made."""
@@ -58,6 +63,22 @@ class Draft:
     def explain(self, subject: str, decision: str) -> None:
         """Record a step of the decision."""
         self.trace.append(Explanation(subject=subject, decision=decision[:4096]))
+
+
+def waits(situation: Situation, draft: Draft, work: Literal["stage", "swap"], subject: str, message: str) -> bool:
+    """Hold work on `subject` until its maintenance window opens; False when it may be done now."""
+    document = situation.desired.document
+    if document is None or document.spec.policy.windows.urgent:
+        return False
+    windows = getattr(document.spec.policy.windows, work)
+    if is_open(windows, situation.now):
+        return False
+    if situation.ignore_windows:
+        draft.outside_window = True
+        draft.explain(subject, f"its {work} window is closed, which a person told this node to ignore")
+        return False
+    draft.hold(subject, "OutsideWindow", message, next_opening(windows, situation.now))
+    return True
 
 
 class Documents(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reconciler.kinds.base import Kind
+from reconciler.kinds.base import Kind, waits
 from reconciler.memory import DropHold, Note
 from schemas.observation import Absent, Present, Unknown
 from schemas.plan import Action, PullImage
@@ -29,6 +29,9 @@ def diff(situation: Situation, draft: Draft) -> None:
     hold = situation.observed.memory.holds.get(target.image)
     if hold is not None and hold.until > situation.now:
         draft.hold("image", hold.reason, hold.message, hold.until)
+        draft.blocked = True
+        return
+    if waits(situation, draft, "stage", "image", "the pull waits for its window"):
         draft.blocked = True
         return
     action = PullImage(

@@ -1,30 +1,28 @@
-"""Models: what is fetched, checked, disabled and removed, and the states that the network knows."""
+"""Models: what is fetched, brought back, checked and disabled, and the states that the network knows."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.kinds.base import Kind
-from reconciler.memory import Change, DropHold, ForgetModel, Note, PutModel, model_state
-from reconciler.windows import is_open, next_opening
-from schemas.observation import Absent, PartialModel, Present, StoredModel, Unknown
-from schemas.plan import Action, DownloadModel, RemoveModel, SetModelState, VerifyModel
+from reconciler.kinds.base import Kind, waits
+from reconciler.memory import Change, DropCheck, DropHold, Note, PutModel, model_state
+from schemas.observation import Absent, ArchivedModel, PartialModel, Present, StoredModel, Unknown
+from schemas.plan import Action, DownloadModel, RestoreModel, SetModelState, VerifyModel
 from schemas.snapshot import FileRef
 
 if TYPE_CHECKING:
     from reconciler.kinds.base import Changes, Context, Draft, Situation
-    from schemas.observation import ModelRecord, ModelState
+    from schemas.observation import ModelRecord, ModelSeen, ModelState
     from schemas.snapshot import DesiredModelState, ModelSpec
-    from schemas.target import ServingTarget
 
 _DISABLED: Final[dict[DesiredModelState, ModelState]] = {"inactive": "Inactive", "archived": "Archived"}
 
 
 def diff(situation: Situation, draft: Draft) -> None:
-    """Plan downloads and checks of what serves here, state changes of what is listed, removal of what is not."""
+    """Plan downloads and checks of what serves here, the care of what else is here, and state changes."""
     _stage(situation, draft)
+    _care(situation, draft)
     _states(situation, draft)
-    _remove_unlisted(situation, draft)
 
 
 # --- staging ------------------------------------------------------------------------------------------------------
@@ -37,7 +35,10 @@ def _stage(situation: Situation, draft: Draft) -> None:
         _stage_model(situation, draft, spec.key, spec.manifest, spec.sources)
     if target is not None and target.manifest not in {spec.manifest.digest for spec in needed}:
         # The last known good of an older snapshot: its bytes are here, and are checked like any others.
-        _stage_model(situation, draft, target.model, FileRef(path="models", digest=target.manifest), ())
+        document = situation.desired.document
+        specs = document.spec.models if document is not None else ()
+        sources = next((spec.sources for spec in specs if spec.manifest.digest == target.manifest), ())
+        _stage_model(situation, draft, target.model, FileRef(path="models", digest=target.manifest), sources)
 
 
 def _stage_model(situation: Situation, draft: Draft, key: str, manifest: FileRef, sources: tuple[str, ...]) -> None:
@@ -46,56 +47,99 @@ def _stage_model(situation: Situation, draft: Draft, key: str, manifest: FileRef
         draft.hold(key, "StoreUnavailable", seen.reason)
         _block_if_target(situation, draft, manifest.digest)
         return
-    if isinstance(seen, Present) and isinstance(seen.value, StoredModel):
-        if seen.value.intact:
+    value = seen.value if isinstance(seen, Present) else None
+    action: Action
+    if isinstance(value, StoredModel):
+        doubt = _doubt(situation, value)
+        if not doubt:
             draft.explain(key, "installed, unchanged since it was verified")
             return
-        action: Action = VerifyModel(
-            id=f"verify/{key}",
-            cause="files changed since they were verified",
+        action = VerifyModel(id=f"verify/{key}", cause=doubt, model=key, manifest=manifest, size=value.size)
+        draft.explain(key, f"{doubt}: hashed again before use")
+    elif isinstance(value, ArchivedModel):
+        action = RestoreModel(
+            id=f"restore/{key}",
+            cause="it is in cold storage, and is no longer listed as archived",
             model=key,
             manifest=manifest,
-            size=seen.value.size,
-        )
-        draft.explain(key, "its files changed since they were verified: hashed again before use")
-    else:
-        size = _size(situation, manifest.digest)
-        kept = seen.value.verified_bytes if isinstance(seen, Present) and isinstance(seen.value, PartialModel) else 0
-        to_fetch = situation.observed.state.missing.get(manifest.digest, size)
-        cause = f"continues after {kept} bytes" if kept else "not installed"
-        action = DownloadModel(
-            id=f"download/{key}",
-            cause=cause,
-            model=key,
-            manifest=manifest,
-            size=size,
-            to_fetch=to_fetch,
+            size=value.size,
+            room=situation.observed.state.room.get(manifest.digest, value.size),
             sources=sources,
         )
+        draft.explain(key, "in cold storage: brought back without a download")
+    else:
+        action = _download(situation, key, manifest, sources, value)
     _add_staging(situation, draft, action, key, manifest.digest)
+
+
+def _doubt(situation: Situation, seen: StoredModel) -> str:
+    """Why a stored model is hashed again; empty where nothing speaks for it."""
+    asked = situation.observed.memory.checks.get(seen.manifest, "")
+    if seen.intact:
+        return asked
+    return seen.doubt or asked or "files changed since they were verified"
+
+
+def _download(
+    situation: Situation, key: str, manifest: FileRef, sources: tuple[str, ...], seen: PartialModel | None
+) -> DownloadModel:
+    size = _size(situation, manifest.digest)
+    kept = seen.verified_bytes if seen is not None else 0
+    to_fetch = situation.observed.state.missing.get(manifest.digest, size)
+    if seen is not None and seen.quarantined:
+        cause = f"repairs what went bad; {size - to_fetch} bytes of it are still good"
+    else:
+        cause = f"continues after {kept} bytes" if kept else "not installed"
+    return DownloadModel(
+        id=f"download/{key}",
+        cause=cause,
+        model=key,
+        manifest=manifest,
+        size=size,
+        to_fetch=to_fetch,
+        room=situation.observed.state.room.get(manifest.digest, to_fetch),
+        sources=sources,
+    )
+
+
+def _care(situation: Situation, draft: Draft) -> None:
+    """What is listed and here, and is not needed now: kept whole, and where the snapshot wants it."""
+    document = situation.desired.document
+    if document is None or not situation.desired.verified:
+        return
+    needed = {spec.manifest.digest for spec in situation.choice.serve}
+    if situation.choice.target is not None:
+        needed.add(situation.choice.target.manifest)
+    for spec in document.spec.models:
+        seen = situation.observed.state.models.get(spec.manifest.digest)
+        if spec.manifest.digest in needed or not isinstance(seen, Present):
+            continue
+        if _wants_care(situation, spec, seen.value):
+            _stage_model(situation, draft, spec.key, spec.manifest, spec.sources)
+
+
+def _wants_care(situation: Situation, spec: ModelSpec, seen: ModelSeen) -> bool:
+    if isinstance(seen, StoredModel):
+        return bool(_doubt(situation, seen))
+    if isinstance(seen, ArchivedModel):
+        return spec.state != "archived"
+    # What went bad is repaired; a download that nobody needs any more waits.
+    return seen.quarantined
 
 
 def _add_staging(situation: Situation, draft: Draft, action: Action, key: str, digest: str) -> None:
     hold = situation.observed.memory.holds.get(digest)
-    if hold is not None and hold.until > situation.now:
+    asked = isinstance(action, VerifyModel) and digest in situation.observed.memory.checks
+    if hold is not None and hold.until > situation.now and not asked:
         draft.hold(key, hold.reason, f"{hold.message} ({_attempts(hold.failures)})", hold.until)
         _block_if_target(situation, draft, digest)
         return
-    if not _may_stage(situation):
-        windows = situation.desired.document.spec.policy.windows.stage if situation.desired.document else ()
-        draft.hold(key, "OutsideWindow", "staging waits for its window", next_opening(windows, situation.now))
+    if not isinstance(action, VerifyModel) and waits(situation, draft, "stage", key, "staging waits for its window"):
         _block_if_target(situation, draft, digest)
         return
     draft.actions.append(action)
     if _is_target(situation, digest):
         draft.staging.append(action.id)
-
-
-def _may_stage(situation: Situation) -> bool:
-    if situation.desired.document is None:
-        return True
-    windows = situation.desired.document.spec.policy.windows
-    return windows.urgent or is_open(windows.stage, situation.now)
 
 
 def _is_target(situation: Situation, digest: str) -> bool:
@@ -151,41 +195,6 @@ def _settled(situation: Situation, spec: ModelSpec, record: ModelRecord) -> Mode
     return record.state
 
 
-# --- removal ------------------------------------------------------------------------------------------------------
-
-
-def _remove_unlisted(situation: Situation, draft: Draft) -> None:
-    document = situation.desired.document
-    if document is None or not situation.desired.verified:
-        return
-    listed = {spec.manifest.digest for spec in document.spec.models}
-    if not listed and not document.spec.policy.gc.allow_empty:
-        draft.explain("models", "the snapshot lists no models, and gc.allowEmpty is off: nothing is removed")
-        return
-    kept = {target.manifest for target in _in_use(situation)}
-    for digest, record in sorted(situation.observed.memory.models.items(), key=lambda item: item[1].key):
-        if digest in listed or digest in kept:
-            continue
-        if record.unlisted_for < document.spec.policy.gc.grace:
-            draft.explain(record.key, f"not listed; kept for its grace ({record.unlisted_for:.0f} s of running time)")
-            continue
-        draft.actions.append(
-            RemoveModel(
-                id=f"remove/{record.key}",
-                cause=f"not listed for {record.unlisted_for:.0f} s of running time",
-                model=record.key,
-                manifest=digest,
-                size=record.size,
-            )
-        )
-
-
-def _in_use(situation: Situation) -> list[ServingTarget]:
-    good = situation.observed.memory.last_known_good
-    targets = (situation.choice.target, situation.choice.wanted, good.target if good else None)
-    return [target for target in targets if target is not None]
-
-
 # --- doing --------------------------------------------------------------------------------------------------------
 
 
@@ -198,10 +207,16 @@ def perform(action: Action, context: Context) -> Changes:
         sources = context.sources.get(action.manifest.digest, action.sources)
         adapters.store.acquire(model, sources, progress=adapters.progress, stop=adapters.ports.stop)
         return _installed(action, context, "downloaded and verified", "ModelInstalled")
+    if isinstance(action, RestoreModel):
+        model = adapters.documents.model(action.manifest.digest)
+        sources = context.sources.get(action.manifest.digest, action.sources)
+        adapters.store.acquire(model, sources, progress=adapters.progress, stop=adapters.ports.stop)
+        return _installed(action, context, "brought back from cold storage and verified", "ModelRestored")
     if isinstance(action, VerifyModel):
         model = adapters.documents.model(action.manifest.digest)
         adapters.store.verify(model, progress=adapters.progress, stop=adapters.ports.stop)
-        return (DropHold(action.manifest.digest), Note("Normal", "ModelVerified", f"{action.model} was hashed again"))
+        note = Note("Normal", "ModelVerified", f"{action.model} was hashed again: {action.cause}", subject=action.model)
+        return (DropHold(action.manifest.digest), DropCheck(action.manifest.digest), note)
     if isinstance(action, SetModelState):
         change = model_state(
             context.memory,
@@ -213,14 +228,10 @@ def perform(action: Action, context: Context) -> Changes:
             now=now,
         )
         return (change,)
-    if isinstance(action, RemoveModel):
-        adapters.store.remove(action.manifest)
-        note = Note("Normal", "ModelRemoved", f"{action.model} was removed: {action.cause}", subject=action.model)
-        return (ForgetModel(action.manifest), note)
     raise TypeError(f"not an action on models: {action.kind}")
 
 
-def _installed(action: DownloadModel, context: Context, cause: str, reason: str) -> tuple[Change, ...]:
+def _installed(action: DownloadModel | RestoreModel, context: Context, cause: str, reason: str) -> tuple[Change, ...]:
     put: PutModel = model_state(
         context.memory,
         manifest=action.manifest.digest,
@@ -234,4 +245,4 @@ def _installed(action: DownloadModel, context: Context, cause: str, reason: str)
     return (put, DropHold(action.manifest.digest), note)
 
 
-KIND = Kind("model", (DownloadModel, VerifyModel, SetModelState, RemoveModel), diff, perform)
+KIND = Kind("model", (DownloadModel, RestoreModel, VerifyModel, SetModelState), diff, perform)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.kinds.base import Kind
+from reconciler.kinds.base import Kind, waits
 from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW, Note
 from reconciler.target import withdrawn
-from reconciler.windows import is_open, next_opening
 from runtime.interfaces import SOCKET_NAME, InstanceSpec
 from runtime.starting import start_instance
-from schemas.errors import StartFailed
+from schemas.errors import BackendUnavailable, StartFailed
 from schemas.observation import Present, Unknown
 from schemas.plan import Action, StartInstance, StopInstance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reconciler.kinds.base import Changes, Context, Draft, Situation
+    from reconciler.kinds.base import Adapters, Changes, Context, Draft, Situation
     from schemas.observation import Instance
     from schemas.target import ServingTarget
 
@@ -160,13 +159,8 @@ def _may_start(situation: Situation, draft: Draft, target: ServingTarget, *, ser
     if draft.blocked:
         draft.explain("runtime", "waits for what it needs: what serves goes on")
         return False
-    if serving and situation.desired.document is not None and situation.choice.role == "desired":
-        windows = situation.desired.document.spec.policy.windows
-        if not windows.urgent and not is_open(windows.swap, situation.now):
-            until = next_opening(windows.swap, situation.now)
-            draft.hold("runtime", "OutsideWindow", "the swap waits for its window", until)
-            return False
-    return True
+    swaps = serving and situation.choice.role == "desired"
+    return not (swaps and waits(situation, draft, "swap", "runtime", "the swap waits for its window"))
 
 
 def _stop(item: Instance, cause: str, drain: int, needs: tuple[str, ...]) -> StopInstance:
@@ -273,6 +267,7 @@ def _perform_start(action: StartInstance, context: Context) -> Changes:
     socket_folder = adapters.run_folder / name
     model_folder = adapters.store.folder(target.manifest)
     view = backend.view(model_folder=model_folder, socket_folder=socket_folder)
+    _sweep(adapters, context.node.network)
     adapters.ports.files.make_folder(socket_folder, mode=0o711)
     adapters.ports.files.make_folder(adapters.log_folder / name, mode=0o700)
     spec = InstanceSpec(
@@ -292,6 +287,18 @@ def _perform_start(action: StartInstance, context: Context) -> Changes:
     start_instance(backend, engine, spec, connection, clock=adapters.ports.clock, stop=adapters.ports.stop)
     message = f"{name} runs {target.model} on {target.engine} {target.version} ({target.backend})"
     return (Note("Normal", "InstanceStarted", message, subject=name),)
+
+
+def _sweep(adapters: Adapters, network: str) -> None:
+    """Remove socket folders of instances that an agent died before creating, or before forgetting (I7)."""
+    try:
+        known = {instance.name for backend in adapters.backends.values() for instance in backend.list()}
+    except BackendUnavailable:
+        return  # whose they are cannot be told now (I3)
+    for folder in adapters.run_folder.glob(instance_name(network, "*")):
+        # A mounted one is the backend's to release first.
+        if folder.name not in known and not folder.is_mount():
+            adapters.ports.files.remove(folder)
 
 
 KIND = Kind("runtime", (StopInstance, StartInstance), diff, perform)

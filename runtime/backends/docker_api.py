@@ -25,6 +25,7 @@ from schemas.observation import Absent, Instance, Present, Unknown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from runtime.backends.loaded_images import LoadedImages
     from runtime.interfaces import InstanceSpec, Progress
     from schemas.observation import Health, InstanceStatus, Observation
     from schemas.ports import Ports, Stop
@@ -36,6 +37,9 @@ SOCKET_FOLDER: Final = "/run/reconcile"
 
 API_SECONDS: Final = 30
 """Bound of one call to the engine's API. A list takes milliseconds; stopping has its own bound on top."""
+
+LOAD_SECONDS: Final = 3600
+"""Bound of loading images from a file, where an engine says nothing before it has unpacked them all."""
 
 RUN_AS: Final = "65534:65534"
 """nobody:nogroup: owns nothing, in any image."""
@@ -76,7 +80,16 @@ class ContainerEngine:
 
     mode: Mode = "container"
 
-    def __init__(self, name: BackendName, *, socket: str, network: str, node_id: str, ports: Ports) -> None:
+    def __init__(
+        self,
+        name: BackendName,
+        *,
+        socket: str,
+        network: str,
+        node_id: str,
+        ports: Ports,
+        loaded: LoadedImages | None = None,
+    ) -> None:
         """Describe the engine; nothing is connected yet.
 
         Args:
@@ -85,11 +98,13 @@ class ContainerEngine:
             network: the network of this node.
             node_id: this node. Containers of other nodes on the same engine are none of ours.
             ports: durable writes for captured output.
+            loaded: what is known of images that came by file.
         """
         self.name: BackendName = name
         self._socket = socket
         self._marks = {f"{LABEL}network": network, f"{LABEL}node": node_id}
         self._ports = ports
+        self._loaded = loaded
         self._local = threading.local()
 
     # --- looking --------------------------------------------------------------------------------------------------
@@ -145,7 +160,7 @@ class ContainerEngine:
         """The id of an image that is here under exactly this digest."""
         try:
             with self._translated():
-                return Present(str(self._api.inspect_image(ref)["Id"]))
+                return Present(str(self._found(ref)["Id"]))
         except ImageUnavailable:
             return Absent()
         except BackendUnavailable as error:
@@ -172,6 +187,34 @@ class ContainerEngine:
         if not isinstance(self.image(ref), Present):
             raise ImageUnavailable(f"{ref} was pulled, and is still not here under its digest")
 
+    def load(self, archive: Iterator[bytes]) -> None:
+        """Load images from an archive that is made while it is sent.
+
+        Args:
+            archive: see `runtime.oci.load_archive`; what it raises ends the transfer, and nothing is loaded.
+
+        Raises:
+            ImageUnavailable: the engine refuses it.
+            BackendUnavailable: the engine does not answer.
+        """
+        with self._translated(timeout=LOAD_SECONDS, StartFailed=ImageUnavailable) as api:
+            for message in api.load_image(archive):
+                if "error" in message:
+                    raise ImageUnavailable(f"{self.name} cannot load the images: {message['error']}")
+
+    def _found(self, ref: str) -> dict[str, Any]:
+        """What the engine knows of an image, by its digest or by an id that the digest leads to."""
+        try:
+            found: dict[str, Any] = self._api.inspect_image(ref)
+        except docker.errors.ImageNotFound:
+            for known in self._loaded.ids(ref) if self._loaded is not None else ():
+                with suppress(docker.errors.ImageNotFound):
+                    found = self._api.inspect_image(known)
+                    if found["Id"] == known:
+                        return found
+            raise
+        return found
+
     # --- life -----------------------------------------------------------------------------------------------------
 
     def create(self, spec: InstanceSpec) -> None:
@@ -188,9 +231,10 @@ class ContainerEngine:
         self._release_forgotten(spec.socket_folder.parent)
         socket_folder.open_for_engine(spec.socket_folder, self._ports.processes)
         with self._translated():
-            image = self._api.inspect_image(spec.target.image)
+            image = self._found(str(spec.target.image))
             config = self._api.create_container_config(
-                image=spec.target.image,
+                # By its reference where the engine knows that, which is what people then see in its lists.
+                image=spec.target.image if spec.target.image in (image.get("RepoDigests") or ()) else image["Id"],
                 command=list(spec.launch.argv),
                 environment={**spec.launch.env, "NVIDIA_VISIBLE_DEVICES": ",".join(spec.gpus) or "void"},
                 user=RUN_AS,

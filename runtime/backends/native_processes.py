@@ -33,6 +33,9 @@ _ENVIRONMENT: Final = 4096
 _LOCK: Final = struct.Struct("hhqqi4x")
 """`struct flock` of fcntl(2) on 64-bit Linux: type, whence, start, length, pid, padding."""
 
+INIT: Final = 1
+"""The first process of a pid namespace."""
+
 MOST_ANCESTORS: Final = 64
 """Generations between a supervisor and a process: engines start workers, and those little more."""
 
@@ -107,6 +110,10 @@ def session_members(leader: int, ticks: int) -> list[int]:
         leader: the process id of its leader, dead or alive.
         ticks: when that leader was started, clock ticks since boot: a later process under the same id leads another.
     """
+    # Session 0 is that of every process whose leader lives outside this pid namespace, 1 that of its init: in a
+    # container they are half of the machine, and no supervisor of ours ever led them.
+    if leader <= INIT:
+        return []
     alive = _stat(leader)
     if alive is not None and alive.ticks != ticks:
         return []

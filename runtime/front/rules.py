@@ -43,9 +43,8 @@ the limit. vLLM refuses a number that does not fit behind the prompt, so it is l
 DEPTH: Final = 128
 """Levels of nesting in a body: a few times what a tool's schema has. Parsers recurse, the engine's too, and can run out
 of stack."""
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-"""A string, or the rest of the body where it does not end: looked at once, whatever it is."""
-_BRACKET: Final = re.compile(rb"[\[\]{}]")
+_STRUCTURE: Final = re.compile(rb'[\[\]{}]|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+"""A bracket; or a string, or the rest of the body where it does not end: looked at once, whatever it is."""
 
 NOT_HELD: Final = frozenset({"/health"})
 """Asked to know how things are now: an answer that waits for better times would be a wrong one."""
@@ -186,8 +185,9 @@ def _is_deep(body: bytes) -> bool:
     if body.count(b"[") + body.count(b"{") <= DEPTH:
         return False
     depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub(b"", body)):
-        depth += 1 if bracket in b"[{" else -1
+    for token in _STRUCTURE.finditer(body):
+        first = body[token.start()]
+        depth += (first in b"[{") - (first in b"]}")
         if depth > DEPTH:
             return True
     return False

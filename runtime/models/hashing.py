@@ -1,4 +1,8 @@
-"""Hashing pieces that are already on the disk, on all processors."""
+"""Hashing pieces that are already on the disk, on all processors.
+
+Two ways to look: through the page cache, mapped, which is what an engine that maps the file would see, at the speed of
+memory; and past the cache (`bare`), which is what is on the disk.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
+from runtime.models.bare import BareReader
 from runtime.models.layout import open_regular
+from runtime.models.mapping import NotMapped, windows
 from schemas.digests import Hasher
 
 if TYPE_CHECKING:
@@ -17,8 +23,7 @@ if TYPE_CHECKING:
     from schemas.ports import Concurrency, Stop
 
 WINDOW: Final = 2**20
-"""Bytes read and hashed at a time: fits a processor's second-level cache, so that hashing reads what reading wrote.
-Reading into a buffer comes within a tenth of mapping the file, and a file that shrinks is an error, not a SIGBUS."""
+"""Bytes read and hashed at a time: fits a processor's second-level cache, so that hashing reads what reading wrote."""
 
 
 class Stopped(Exception):
@@ -41,6 +46,7 @@ def bad_pieces(
     concurrency: Concurrency,
     stop: Stop,
     checked: Callable[[str, Piece], None] = lambda _path, _piece: None,
+    past_cache: bool = False,
 ) -> frozenset[int]:
     """The numbers of the pieces that do not have their hash, or cannot be read.
 
@@ -50,6 +56,7 @@ def bad_pieces(
         concurrency: bounded threads.
         stop: ends the work early.
         checked: told of each piece, good or bad, from any thread.
+        past_cache: look at the disk, not at what the page cache has of it.
 
     Raises:
         Stopped: `stop` was set.
@@ -58,11 +65,11 @@ def bad_pieces(
     bad: list[int] = []
 
     def strip(_number: int) -> None:
-        view = memoryview(bytearray(WINDOW))
+        reader = BareReader(WINDOW) if past_cache else None
         for path, piece in queue:
             if stop.is_set():
                 raise Stopped
-            if not _good(base, path, piece, view):
+            if not is_good(base, path, piece, reader):
                 bad.append(piece.number)
             checked(path, piece)
 
@@ -86,18 +93,41 @@ def read_piece(file: int, piece: Piece, view: memoryview) -> Iterator[tuple[int,
         done += count
 
 
-def _good(base: Path, path: str, piece: Piece, view: memoryview) -> bool:
-    hasher = Hasher()
+def is_good(base: Path, path: str, piece: Piece, reader: BareReader | None = None) -> bool:
+    """Whether a piece of a file below `base` has its hash. What cannot be read has not.
+
+    Args:
+        base: the folder; no link below it is followed.
+        path: the file.
+        piece: the piece.
+        reader: looks past the page cache; without one the file is mapped.
+    """
     try:
+        if reader is not None:
+            with reader.open(base, path) as bare:
+                return _hash(bare.windows(piece)) == piece.hash
         file = open_regular(base, path)
         try:
-            for _, window in read_piece(file, piece, view):
-                hasher.update(window)
+            return _hash_mapped(file, piece) == piece.hash
         finally:
             os.close(file)
     except OSError:
         return False
-    return bool(hasher.digest() == piece.hash)
+
+
+def _hash_mapped(file: int, piece: Piece) -> bytes:
+    try:
+        return _hash(windows(file, piece))
+    except NotMapped:
+        view = memoryview(bytearray(WINDOW))
+        return _hash(window for _, window in read_piece(file, piece, view))
+
+
+def _hash(parts: Iterable[memoryview]) -> bytes:
+    hasher = Hasher()
+    for part in parts:
+        hasher.update(part)
+    return bytes(hasher.digest())
 
 
 class _Shared:

@@ -129,6 +129,18 @@ class HttpSession:
         self._watch.receive(count)
         return count
 
+    def measure(self, path: str, watch: Watch) -> int:
+        """See `Session.measure`."""
+        self._watch = watch
+        self._leave()
+        place, _ = self._source.place(path)
+        response = self._follow(place, 0, 1)
+        try:
+            return _measured(response, self._source.clock)
+        finally:
+            self._refuse_body(response)
+            watch.detach()
+
     def finish(self) -> None:
         """See `Session.finish`. An answer that goes on stays open: the next piece may be in it."""
         self._watch.detach()
@@ -357,6 +369,20 @@ def _judge(
     if status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
         raise WrongContent(f"says that its file ends before byte {end}, where the manifest has {size} bytes")
     raise Unsuitable(f"answered {status} {response.reason}")
+
+
+def _measured(response: http.client.HTTPResponse, clock: Clock) -> int:
+    """Bytes of a whole file, from the answer to a request for its first byte."""
+    if response.status in _PASSING:
+        raise Interrupted(f"answered {response.status} {response.reason}", retry_after=_retry_after(response, clock))
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    if response.status == http.client.PARTIAL_CONTENT and match is not None and match.group(3) != "*":
+        return int(match.group(3))
+    if response.status == http.client.OK and response.length is not None:
+        return response.length
+    if response.status in (http.client.OK, http.client.PARTIAL_CONTENT):
+        raise Unsuitable("does not say how large the file is")
+    raise Unsuitable(f"answered {response.status} {response.reason}")
 
 
 def _judge_part(response: http.client.HTTPResponse, size: int, start: int, end: int) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 share      files whose content another model has: further names of its blobs
 reserve    space for all other files, before the first byte
-copy       pieces that files of this store hold
+copy       pieces that files of this store hold, and those in cold storage
 fetch      the other pieces, from the sources
-publish    after a last look at what was shared, and at every header
+publish    after a last look at what was shared, at every header, and at its maker's signature
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from runtime.models import formats, hashing
 from runtime.models.capacity import OVERHEAD, admit, free_bytes
 from runtime.models.layout import Layout, tree
+from runtime.models.openssf import check_signature
 from runtime.models.partial import Known, Partial
 from runtime.models.pieces import load_journal
 from runtime.models.records import Fingerprint
@@ -26,12 +27,14 @@ from schemas.errors import DownloadFailed, Incompatible, NoSpace, ReconcileError
 from schemas.manifest import HASH_SIZE, PIECE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from runtime.interfaces import Model, Progress
+    from runtime.models.archive import Archive
     from runtime.models.health import Health
     from runtime.models.pieces import FilePieces, Journal
+    from runtime.models.sources import Source
     from schemas.node import SourcePolicy
     from schemas.ports import Ports, Stop
 
@@ -42,8 +45,9 @@ _SYNCS: Final = 8
 class Rooms:
     """What the parts of a store share. `lock` is held for every step that others must not see halfway."""
 
-    def __init__(self, root: Path, ports: Ports) -> None:
+    def __init__(self, root: Path, ports: Ports, archive: Archive) -> None:
         self.ports = ports
+        self.archive = archive
         self.layout = Layout(root)
         self.stamps = Stamps(self.layout, ports.files)
         self.shelf = Shelf(self.layout, self.stamps, ports)
@@ -62,6 +66,8 @@ class Fetching:
     """Seconds of silence after which a source is given up."""
     reserve: int
     """Bytes of the disk that are left free."""
+    nearby: Callable[[str], Sequence[Source]] = lambda _manifest: ()
+    """By a manifest's digest: sources that are open already, such as a bundle. The policy is about addresses."""
 
 
 class Install:
@@ -166,6 +172,17 @@ class Install:
             known = known_pieces(self._rooms, self._model, self._files, frozenset(piece.hash for _, piece in work))
         if known:
             partial.copy(work, known, journal, stop=self._stop, told=self._tell.piece)
+        archived = self._rooms.archive.get(self._model.digest)
+        if archived is not None:
+            done = journal.done
+            partial.fill(
+                [(file, piece) for file, piece in work if piece.number not in done],
+                lambda file, piece: self._rooms.archive.read(archived, self._files, file, piece),
+                journal,
+                stop=self._stop,
+                told=self._tell.piece,
+                limit=self._rooms.archive.side_by_side,
+            )
 
     # --- the rest -------------------------------------------------------------------------------------------------
 
@@ -217,7 +234,8 @@ class Install:
             address.replace("{name}", metadata.name).replace("{version}", metadata.version)
             for address in fetching.policy.fallback
         ]
-        states = []
+        nearby = fetching.nearby(self._model.digest)
+        states = [SourceState(source=source, shown=source.shown, fallback=False) for source in nearby]
         for address in dict.fromkeys([*sources, *own]):
             state = SourceState(source=None, shown=shown(address), fallback=address not in sources)
             try:
@@ -245,8 +263,11 @@ class Install:
         except Incompatible:
             self._shelf.discard(self._folder)  # the right bytes, and nothing to go on with
             raise
+        # What arrived is kept where the signature is refused: another manifest may ask for another one.
+        check_signature(self._model.manifest, self._base)
         self._shelf.publish(self._model, self._files, self._base)
         self._shelf.settle(self._model.digest)
+        self._rooms.archive.remove(self._model.digest)
 
 
 def known_pieces(

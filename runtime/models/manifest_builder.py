@@ -7,7 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,6 +25,14 @@ _READAHEAD: Final = 2
 _PATH: Final = TypeAdapter[str](RelativePath)
 
 Format = Literal["gguf", "safetensors"]
+
+
+class Readable(Protocol):
+    """Bytes in order."""
+
+    def readinto(self, view: memoryview, /) -> int | None:
+        """Fill some of the buffer; the number of bytes, 0 at the end."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +66,43 @@ def build(path: Path, *, told: Callable[[str, int, int], None] | None = None) ->
     root = path.resolve(strict=True)
     found, skipped = _files(root)
     kind = _format([name for name, _ in found])
-    entries: list[dict[str, Any]] = []
-    pieces = bytearray()
+    described = []
     for name, file in found:
-        entry, hashes = _describe(name, file, told)
-        entries.append(entry)
-        pieces += hashes
+        with file.open("rb", buffering=0) as source:
+            described.append(_describe(name, source, file.stat().st_size, told))
+    return _built(kind, described, skipped)
+
+
+def build_stream(
+    name: str, source: Readable, size: int, *, told: Callable[[str, int, int], None] | None = None
+) -> BuiltManifest:
+    """Describe a model of one file that is read from somewhere else than a disk; errors as `build`, and the source's.
+
+    Args:
+        name: the file's name.
+        source: gives its bytes, once.
+        size: how many there are, for `told`.
+        told: called with (file, bytes done, bytes in all).
+    """
+    kind = _format([check_name(name)])
+    return _built(kind, [_describe(name, source, size, told)], ())
+
+
+def _built(kind: Format, described: Sequence[tuple[dict[str, Any], bytes]], skipped: Sequence[str]) -> BuiltManifest:
+    pieces = b"".join(hashes for _, hashes in described)
     return BuiltManifest(
         format=kind,
-        files=tuple(entries),
-        pieces=bytes(pieces),
-        pieces_digest=digest_bytes(bytes(pieces)),
-        size=sum(int(entry["size"]) for entry in entries),
+        files=tuple(entry for entry, _ in described),
+        pieces=pieces,
+        pieces_digest=digest_bytes(pieces),
+        size=sum(int(entry["size"]) for entry, _ in described),
         skipped=tuple(skipped),
     )
 
 
 def _files(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     if root.is_file():
-        return [(_checked(root.name), root)], []
+        return [(check_name(root.name), root)], []
     found: list[tuple[str, Path]] = []
     skipped: list[str] = []
     for folder, folders, names in os.walk(root, followlinks=False):
@@ -93,7 +119,7 @@ def _files(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
             if name.startswith("."):
                 skipped.append(relative)
                 continue
-            found.append((_checked(relative), _target(file, root, relative)))
+            found.append((check_name(relative), _target(file, root, relative)))
     return sorted(found), sorted(skipped)
 
 
@@ -110,7 +136,12 @@ def _target(file: Path, root: Path, relative: str) -> Path:
     return target
 
 
-def _checked(name: str) -> str:
+def check_name(name: str) -> str:
+    """The name of a model's file, if nodes can take it.
+
+    Raises:
+        Incompatible: it runs code when it is loaded, or is not portable.
+    """
     extension = name.rpartition(".")[2].lower()
     if extension in PICKLES | CODE:
         raise Incompatible(f"{name} may run code when it is loaded; weights belong into safetensors or gguf")
@@ -129,12 +160,13 @@ def _format(names: Sequence[str]) -> Format:
     raise Incompatible("there is neither a .gguf nor a .safetensors file")
 
 
-def _describe(name: str, file: Path, told: Callable[[str, int, int], None] | None) -> tuple[dict[str, Any], bytes]:
+def _describe(
+    name: str, source: Readable, size: int, told: Callable[[str, int, int], None] | None
+) -> tuple[dict[str, Any], bytes]:
     """One file's entry and the hashes of its pieces, from one read; the three hashes run beside each other."""
     whole, sha256, hashes = Hasher(max_threads=Hasher.AUTO), hashlib.sha256(), bytearray()
-    size = file.stat().st_size
     done = 0
-    with ThreadPoolExecutor(3) as pool, file.open("rb", buffering=0) as source:
+    with ThreadPoolExecutor(3) as pool:
         buffers = [bytearray(PIECE_SIZE) for _ in range(_READAHEAD)]
         pending: list[Any] = []
         number = 0
@@ -161,7 +193,7 @@ def _describe(name: str, file: Path, told: Callable[[str, int, int], None] | Non
     return entry, bytes(hashes)
 
 
-def _fill(source: Any, view: memoryview) -> int:
+def _fill(source: Readable, view: memoryview) -> int:
     filled = 0
     while filled < len(view):
         read = source.readinto(view[filled:])

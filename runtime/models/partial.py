@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from runtime.models import hashing
 from runtime.models.capacity import allocated, preallocate
+from runtime.models.filesystem import clone_range, enable_verity
 from runtime.models.layout import READ_ONLY, open_regular
 from runtime.models.pieces import Journal, load_journal
 from runtime.models.records import Fingerprint
@@ -120,16 +121,19 @@ class Partial:
         return Journal(self.journal_path, self._manifest, done, files=self._ports.files, clock=self._ports.clock)
 
     def seal(self, path: str) -> None:
-        """Make a completed file read-only, durably.
+        """Make a completed file read-only, durably, and have the kernel guard its bytes where it can.
 
         Raises:
             OSError: the disk refused.
         """
         descriptor = open_regular(self.base, path)
         try:
-            if os.fstat(descriptor).st_mode & 0o777 == READ_ONLY:
+            sealed = os.fstat(descriptor).st_mode & 0o777 == READ_ONLY
+            if not sealed:
+                os.fchmod(descriptor, READ_ONLY)
+            enable_verity(descriptor)
+            if sealed:
                 return
-            os.fchmod(descriptor, READ_ONLY)
         finally:
             os.close(descriptor)
         self._ports.files.sync_file(self.base / path)
@@ -161,7 +165,63 @@ class Partial:
             hashing.Stopped: `stop` was set.
             OSError: this file cannot be written. (One that cannot be read is passed over.)
         """
-        queue = iter([(file, piece) for file, piece in work if piece.hash in known])
+
+        def bring(file: FilePieces, piece: Piece, view: memoryview) -> bool:
+            return any(self._copy(file, piece, place, view) for place in known[piece.hash])
+
+        known_work = [(file, piece) for file, piece in work if piece.hash in known]
+        self._bring(known_work, bring, journal, stop=stop, told=told, limit=hashing.processors())
+
+    def fill(
+        self,
+        work: Iterable[tuple[FilePieces, Piece]],
+        read: Callable[[FilePieces, Piece], bytes | None],
+        journal: Journal,
+        *,
+        stop: Stop,
+        told: Callable[[FilePieces, Piece], None],
+        limit: int,
+    ) -> None:
+        """Write pieces that somebody has at hand.
+
+        Args:
+            work: pieces that are missing.
+            read: a piece's bytes, hashed already; None for one that is not to be had.
+            journal: gets every written piece.
+            stop: ends the work early.
+            told: told of each written piece, from any thread.
+            limit: pieces in memory at once.
+
+        Raises:
+            hashing.Stopped: `stop` was set.
+            OSError: this file cannot be written.
+        """
+
+        def bring(file: FilePieces, piece: Piece, _view: memoryview) -> bool:
+            data = read(file, piece)
+            if data is None:
+                return False
+            target = open_regular(self.base, file.path, os.O_WRONLY)
+            try:
+                _write_all(target, memoryview(data), piece.offset)
+            finally:
+                os.close(target)
+            return True
+
+        self._bring(list(work), bring, journal, stop=stop, told=told, limit=limit)
+
+    def _bring(
+        self,
+        work: Sequence[tuple[FilePieces, Piece]],
+        bring: Callable[[FilePieces, Piece, memoryview], bool],
+        journal: Journal,
+        *,
+        stop: Stop,
+        told: Callable[[FilePieces, Piece], None],
+        limit: int,
+    ) -> None:
+        """Bring pieces side by side, and record those that came."""
+        queue = iter(work)
         lock = threading.Lock()
 
         def strip(_number: int) -> None:
@@ -174,19 +234,19 @@ class Partial:
                 if stop.is_set():
                     raise hashing.Stopped
                 file, piece = item
-                if any(self._copy(file, piece, place, view) for place in known[piece.hash]):
+                if bring(file, piece, view):
                     journal.add(piece, self.base / file.path)
                     told(file, piece)
                     if journal.due():
                         journal.save()
 
-        count = hashing.processors()
-        self._ports.concurrency.map(strip, range(count), limit=count)
+        self._ports.concurrency.map(strip, range(limit), limit=limit)
 
     def _copy(self, file: FilePieces, piece: Piece, place: Known, view: memoryview) -> bool:
-        target = open_regular(self.base, file.path, os.O_WRONLY)
+        # For reading as well: blocks that are shared instead of copied are hashed where they came to lie.
+        target = open_regular(self.base, file.path, os.O_RDWR)
         try:
-            return _copy_piece(target, piece, place, view)
+            return _share_piece(target, piece, place, view) or _copy_piece(target, piece, place, view)
         finally:
             os.close(target)
 
@@ -216,6 +276,23 @@ class Partial:
         except OSError:
             return None
         return seen if seen is not None and seen.size == file.size else None
+
+
+def _share_piece(target: int, piece: Piece, place: Known, view: memoryview) -> bool:
+    """Share the blocks of what has the piece's hash with the file that needs it. False if it cannot be, or has not."""
+    hasher = Hasher()
+    try:
+        source = open_regular(place.base, place.path)
+        try:
+            if not clone_range(source, place.offset, piece.length, target, piece.offset):
+                return False
+        finally:
+            os.close(source)
+        for _, data in hashing.read_piece(target, piece, view):
+            hasher.update(data)
+    except OSError:
+        return False
+    return bool(hasher.digest() == piece.hash)
 
 
 def _copy_piece(target: int, piece: Piece, place: Known, view: memoryview) -> bool:

@@ -11,9 +11,11 @@ Callers hold the store's lock.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from runtime.models.layout import blob_name, freeze, thaw, tree
+from runtime.models.filesystem import has_verity
+from runtime.models.layout import blob_name, freeze, open_regular, thaw, tree
 from runtime.models.pieces import JournalRecord
 from runtime.models.records import Fingerprint, save
 from runtime.models.stamps import Stamp, StampFile
@@ -122,6 +124,7 @@ class Shelf:
         """
         folder = self.place(model)
         metadata = model.manifest.metadata
+        before = self._stamps.load(model.digest)
         stamp = Stamp(
             manifest=model.digest,
             name=metadata.name,
@@ -136,7 +139,10 @@ class Shelf:
                 for file in files
             ),
         )
-        self._stamps.save(stamp, model.pieces)
+        # Once the kernel guards a file it does so for ever: asked once for files that are the same.
+        same = before is not None and before.guarded and _inodes(before) == _inodes(stamp)
+        guarded = same or all(_is_guarded(folder, file.path) for file in files)
+        self._stamps.save(stamp.model_copy(update={"guarded": guarded}), model.pieces)
 
     def place(self, model: Model) -> Path:
         """The folder of a model."""
@@ -285,6 +291,18 @@ def _sure(path: Path) -> Fingerprint:
     if seen is None:
         raise StateCorrupt(f"{path} is not a regular file")
     return seen
+
+
+def _inodes(stamp: Stamp) -> list[int]:
+    return [file.seen.inode for file in stamp.files]
+
+
+def _is_guarded(folder: Path, path: str) -> bool:
+    file = open_regular(folder, path)
+    try:
+        return has_verity(file)
+    finally:
+        os.close(file)
 
 
 def _inode(path: Path) -> int | None:

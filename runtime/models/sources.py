@@ -142,6 +142,14 @@ class Session(Protocol):
         """
         ...
 
+    def measure(self, path: str, watch: Watch) -> int:
+        """Bytes of a file, where no manifest says it.
+
+        Raises:
+            Refused, Unsuitable, Interrupted.
+        """
+        ...
+
     def finish(self) -> None:
         """All bytes that were asked for have been read."""
         ...
@@ -214,6 +222,17 @@ class FolderSession:
         self._position += count
         self._watch.receive(count)
         return count
+
+    def measure(self, path: str, watch: Watch) -> int:  # noqa: ARG002 - a disk is not waited for
+        """See `Session.measure`."""
+        try:
+            descriptor = open_regular(self._folder, path)
+        except OSError as error:
+            raise Unsuitable(f"{path}: {error.strerror or error}") from error
+        try:
+            return os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
 
     def finish(self) -> None:
         """See `Session.finish`."""

@@ -51,6 +51,8 @@ class Stamp(Frozen):
     verified_at: Time
     files: tuple[StampFile, ...]
     """In the manifest's order."""
+    guarded: bool = False
+    """Whether the kernel refuses changed bytes of every file (fs-verity)."""
     void: Text = ""
     """Why this stamp no longer speaks for its files, although their stat may be the same; empty while it does."""
 

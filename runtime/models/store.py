@@ -7,25 +7,27 @@ from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from runtime.models import formats, hashing
-from runtime.models.capacity import disk_errors
+from runtime.models import formats, hashing, inventory
+from runtime.models.archive import Archive, SourceChanged
+from runtime.models.capacity import disk_errors, free_bytes
+from runtime.models.filesystem import verity_refusal
 from runtime.models.install import Fetching, Install, Rooms, fingerprints, known_pieces, one_of_each
-from runtime.models.layout import tree
 from runtime.models.pieces import load_journal, split
 from runtime.models.shelf import blob_name_of
 from runtime.models.telling import Teller, label
 from schemas.digests import short
 from schemas.errors import DownloadFailed, ModelCorrupt
-from schemas.observation import PartialModel, StoredModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from runtime.interfaces import Model, Progress
+    from runtime.interfaces import Model, Progress, Scrubbed
     from runtime.models.pieces import FilePieces
     from runtime.models.records import Fingerprint
+    from runtime.models.sources import Source
     from schemas.node import SourcePolicy
+    from schemas.observation import ModelSeen
     from schemas.ports import Ports, Stop
 
 
@@ -41,6 +43,8 @@ class DiskModelStore:
         connections: int = 4,
         stall: float = 30,
         reserve: int = 2**28,
+        nearby: Callable[[str], Sequence[Source]] = lambda _manifest: (),
+        archive: Path | None = None,
     ) -> None:
         """Name the store; nothing is touched before something is acquired.
 
@@ -51,42 +55,30 @@ class DiskModelStore:
             connections: requests at once for one model.
             stall: seconds of silence after which a source is given up.
             reserve: bytes of the disk that are left free.
+            nearby: by a manifest's digest: sources that are open already, such as a bundle.
+            archive: folder of this network's own on a cold disk; below the root if not given.
         """
         self._ports = ports
-        self._rooms = Rooms(root, ports)
+        self._archive = Archive(archive or root / "archive", ports, reserve=reserve)
+        self._elsewhere = archive is not None
+        self._rooms = Rooms(root, ports, self._archive)
         self._layout = self._rooms.layout
         self._stamps = self._rooms.stamps
         self._shelf = self._rooms.shelf
         self._lock = self._rooms.lock
-        self._fetching = Fetching(policy=policy, connections=connections, stall=stall, reserve=reserve)
+        self._fetching = Fetching(policy=policy, connections=connections, stall=stall, reserve=reserve, nearby=nearby)
         self._busy: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
-    def list(self) -> Mapping[str, StoredModel | PartialModel]:
+    def list(self) -> Mapping[str, ModelSeen]:
         """Everything in the store, by manifest digest. Costs stats only, and changes nothing (I9).
 
         Raises:
             OSError: the store cannot be read; what is in it is then unknown, not absent.
         """
         with self._lock:
-            found: dict[str, StoredModel | PartialModel] = {}
-            for kind in ("partial", "quarantine"):
-                folder = self._layout.root / kind
-                for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                    digest = f"blake3:{path.name}"
-                    done = load_journal(path / "journal", digest).verified
-                    known = found.get(digest)
-                    if not isinstance(known, PartialModel) or known.verified_bytes < done:
-                        found[digest] = PartialModel(digest, done)
-            for digest, folder in self._stamps.visible().items():
-                stamp = self._stamps.load(digest)
-                if stamp is None:  # damaged: the folder is there, and nothing speaks for it
-                    size = sum(seen.st_size for seen in tree(folder).values())
-                    found[digest] = StoredModel(digest, intact=False, size=size)
-                else:
-                    found[digest] = StoredModel(digest, intact=self._stamps.intact(stamp), size=stamp.size)
-            return dict(sorted(found.items()))
+            return inventory.listing(self._rooms)
 
     def folder(self, digest: str) -> Path:
         """The read-only folder of a stored model, for mounting.
@@ -112,7 +104,38 @@ class DiskModelStore:
             here = load_journal(self._layout.partial(model.digest) / "journal", model.digest).numbers()
             pieces = [piece for file in wanted for piece in file.pieces if piece.number not in here]
             known = known_pieces(self._rooms, model, files, frozenset(piece.hash for piece in pieces))
-        return sum(piece.length for piece in pieces if piece.hash not in known)
+        archived = self._archive.get(model.digest) is not None
+        return sum(piece.length for piece in pieces if piece.hash not in known and not archived)
+
+    def room(self, model: Model) -> int:
+        """Bytes of the disk that `acquire` would take, beyond what it has taken already.
+
+        Raises:
+            ModelCorrupt: the manifest contradicts its pieces file.
+        """
+        files = split(model)
+        with self._lock:
+            return inventory.room(self._rooms, model, files)
+
+    def residue(self) -> int:
+        """Bytes that nothing visible needs: what a crash left lying about.
+
+        Raises:
+            OSError: the store cannot be read.
+        """
+        with self._lock:
+            return inventory.residue(self._rooms)
+
+    def cold_free(self) -> int | None:
+        """Free bytes of the cold disk; None where it is the disk of the store."""
+        if not self._elsewhere:
+            return None
+        folder = next(path for path in (self._archive.root, *self._archive.root.parents) if path.exists())
+        return free_bytes(folder)
+
+    def unguarded(self) -> str:
+        """Why the file system cannot have the kernel refuse changed bytes; empty where it can."""
+        return verity_refusal(self._layout.root)
 
     # --- acquiring ----------------------------------------------------------------------------------------------------
 
@@ -129,6 +152,7 @@ class DiskModelStore:
             DownloadFailed: no source had it all, or stopped, or the disk failed; what is verified is kept.
             ModelCorrupt: the sources answered with other bytes than the manifest's, or it contradicts itself.
             Incompatible: a file is of a kind that is refused, or its header is not sound.
+            SignatureRefused: it does not carry the signature of its maker that its manifest asks for.
             NoSpace: the disk cannot hold it; nothing was fetched.
         """
         formats.check_names(model)
@@ -148,6 +172,7 @@ class DiskModelStore:
             stamp = self._stamps.load(model.digest) if model.digest in self._stamps.visible() else None
             if stamp is not None and self._stamps.intact(stamp):
                 self._shelf.settle(model.digest)
+                self._archive.remove(model.digest)
                 return True
             there = self._shelf.place(model).is_dir()
         if not there:
@@ -158,12 +183,13 @@ class DiskModelStore:
             return False  # quarantined: fetched again, as far as it was bad
         with self._lock:
             self._shelf.settle(model.digest)
+            self._archive.remove(model.digest)
         return True
 
     # --- checking and removing ----------------------------------------------------------------------------------------
 
     def verify(self, model: Model, *, progress: Progress, stop: Stop) -> None:
-        """Hash a stored model again, and stamp it intact.
+        """Hash a stored model again, and stamp it intact. One in doubt is read past the page cache.
 
         Raises:
             KeyError: not stored.
@@ -186,6 +212,8 @@ class DiskModelStore:
             hashing.Stopped: `stop` was set.
         """
         folder = self._shelf.place(model)
+        with self._lock:
+            stamp = self._stamps.load(model.digest)
         before = fingerprints(folder)
         tell = Teller(model, files, progress)
         work = ((file.path, piece) for file in files for piece in file.pieces)
@@ -196,6 +224,8 @@ class DiskModelStore:
             concurrency=self._ports.concurrency,
             stop=stop,
             checked=lambda path, piece: tell.piece(by_path[path], piece),
+            # Memory may still have what the disk has lost.
+            past_cache=stamp is not None and bool(stamp.void),
         )
         with self._lock:
             after = fingerprints(folder)
@@ -217,6 +247,78 @@ class DiskModelStore:
         """
         with self._exclusive(digest, f"removing the model {short(digest)}"), self._lock:
             self._shelf.withdraw(digest)
+            self._archive.remove(digest)
+
+    def sweep(self) -> None:
+        """Remove what a crash left lying about.
+
+        Raises:
+            DownloadFailed: the disk failed.
+        """
+        with disk_errors("sweeping the model store"), self._lock:
+            self._shelf.sweep()
+            for path in self._archive.unfinished():
+                self._ports.files.remove(path)
+
+    # --- cold storage -------------------------------------------------------------------------------------------------
+
+    def archive(self, model: Model, *, progress: Progress, stop: Stop) -> None:
+        """Move a stored model to cold storage; `acquire` brings it back. Fine if it is there already.
+
+        Raises:
+            KeyError: not stored, and not in cold storage.
+            ModelCorrupt: its bytes differ; it has been moved to quarantine.
+            NoSpace: the cold disk cannot hold it; nothing was written.
+            DownloadFailed: stopped, or a disk failed; the stored model stays.
+        """
+        files = split(model)
+        with self._exclusive(model.digest, f"archiving {label(model)}"):
+            try:
+                if not self._is_archived(model, files, stop):
+                    self._put_away(model, files, progress=progress, stop=stop)
+            except hashing.Stopped as error:
+                raise DownloadFailed(f"archiving {label(model)} was stopped") from error
+            with self._lock:
+                self._shelf.withdraw(model.digest)
+
+    def _is_archived(self, model: Model, files: tuple[FilePieces, ...], stop: Stop) -> bool:
+        """Whether cold storage has the model, whole, as is looked up where there is another copy to lose."""
+        record = self._archive.get(model.digest)
+        if record is None:
+            return False
+        with self._lock:
+            hot = model.digest in self._stamps.visible()
+        return not hot or not self._archive.bad(record, files, stop=stop)
+
+    def _put_away(self, model: Model, files: tuple[FilePieces, ...], *, progress: Progress, stop: Stop) -> None:
+        folder = self.folder(model.digest)
+        try:
+            self._archive.put(model, files, folder, told=Teller(model, files, progress).piece, stop=stop)
+        except SourceChanged as error:
+            self._check(model, files, progress=progress, stop=stop)
+            raise DownloadFailed(f"{label(model)} changed while it was archived") from error
+
+    # --- background ---------------------------------------------------------------------------------------------------
+
+    def scrub(self, *, rate: int, every: float, stop: Stop) -> Scrubbed | None:
+        """Look for bit rot in the model that was verified longest ago, as far as there is time.
+
+        Args:
+            rate: bytes a second, at most.
+            every: seconds after which a verified model is due again.
+            stop: ends it soon; the place is remembered.
+
+        Returns:
+            What came of a model that was looked through, None where none is due or the time was up. A bad one is no
+            longer intact.
+
+        Raises:
+            DownloadFailed: the disk failed.
+        """
+        from runtime.models.scrub import Scrub  # noqa: PLC0415 - only a daemon scrubs
+
+        with disk_errors("scrubbing the model store"):
+            return Scrub(self._rooms, rate=rate, every=every).run(stop)
 
     @contextmanager
     def _exclusive(self, digest: str, what: str) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import uuid
 from dataclasses import replace
@@ -261,8 +262,9 @@ class TestNative(RealBackendContract):
         assert (seen.status, seen.detail) == ("exited", "the machine was restarted")
         backend.stop(spec.name, grace=1)
 
-    def test_an_id_that_was_used_again_is_left_alone(self, harness: NativeHarness) -> None:
-        """A session whose leader was started at another time is a stranger's: this test survives the stop (I8)."""
+    @pytest.mark.parametrize("stranger", ["session", "namespace", "init"])
+    def test_an_id_that_was_used_again_is_left_alone(self, harness: NativeHarness, stranger: str) -> None:
+        """A session that another process leads, or nobody seen from here, is a stranger's: the stop spares it (I8)."""
         spec = harness.spec("a1")
         backend = harness.attach()
         run(harness, backend, spec)
@@ -271,10 +273,17 @@ class TestNative(RealBackendContract):
         folder = harness.folder / "a" / "run" / "instances" / spec.name
         (folder / "exit.json").unlink()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        state = f'{{"boot": "{boot}", "engine": {os.getsid(0)}, "engineTicks": 1, "startedAt": 1}}'
-        (folder / "state.json").write_text(state)
-        assert native_processes.session_members(os.getsid(0), 1) == []
-        backend.stop(spec.name, grace=1)
+        process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        try:
+            leader = {"session": process.pid, "namespace": 0, "init": 1}[stranger]
+            state = f'{{"boot": "{boot}", "engine": {leader}, "engineTicks": 1, "startedAt": 1}}'
+            (folder / "state.json").write_text(state)
+            assert native_processes.session_members(leader, 1) == []
+            backend.stop(spec.name, grace=1)
+            assert process.poll() is None
+        finally:
+            process.kill()
+            process.wait()
         assert look(backend, spec).status == "exited"
 
     def test_a_folder_of_another_node_is_none_of_ours(self, harness: NativeHarness) -> None:

@@ -10,7 +10,7 @@ from runtime.host import StopEvent, host_ports
 from runtime.models.simulated import SimulatedModelStore, SimulatedShelf
 from runtime.models.store import DiskModelStore
 from schemas.errors import DownloadFailed, ModelCorrupt, NoSpace
-from schemas.observation import PartialModel, StoredModel
+from schemas.observation import ArchivedModel, PartialModel, StoredModel
 from tests.support.models import OPEN_POLICY, gguf, lay_out, make_model, silent
 
 if TYPE_CHECKING:
@@ -289,6 +289,84 @@ def test_a_stopped_verification_says_nothing_about_the_model(bench: Bench) -> No
     with pytest.raises(DownloadFailed):
         bench.store.verify(ONE, progress=silent, stop=stop)
     assert bench.store.list() == {ONE.digest: StoredModel(ONE.digest, intact=False, size=ONE.manifest.size)}
+
+
+def test_a_model_goes_to_cold_storage_and_comes_back_without_a_source(bench: Bench) -> None:
+    """Archived it takes no place among the stored, and is not missing; `acquire` needs no source to bring it back."""
+    acquire(bench, ONE, bench.source(V1))
+    bench.store.archive(ONE, progress=silent, stop=StopEvent())
+    bench.store.archive(ONE, progress=silent, stop=StopEvent())
+    assert bench.store.list() == {ONE.digest: ArchivedModel(ONE.digest, ONE.manifest.size)}
+    assert bench.store.missing(ONE) == 0
+    assert bench.store.room(ONE) == ONE.manifest.size
+    with pytest.raises(KeyError):
+        bench.store.folder(ONE.digest)
+    acquire(bench, ONE)
+    assert bench.store.list() == {ONE.digest: StoredModel(ONE.digest, intact=True, size=ONE.manifest.size)}
+    verify(bench, ONE)
+
+
+def test_what_shares_content_with_an_archived_model_stays_whole(bench: Bench) -> None:
+    """Moving one version away takes nothing from another (I8)."""
+    acquire(bench, ONE, bench.source(V1))
+    acquire(bench, TWO, bench.source(V2))
+    bench.store.archive(ONE, progress=silent, stop=StopEvent())
+    assert bench.store.list()[TWO.digest] == StoredModel(TWO.digest, intact=True, size=TWO.manifest.size)
+    verify(bench, TWO)
+
+
+def test_a_tainted_model_is_not_archived(bench: Bench) -> None:
+    """Wrong bytes never reach cold storage: the model is quarantined like any other (I2)."""
+    acquire(bench, ONE, bench.source(V1))
+    bench.taint(ONE)
+    with pytest.raises(ModelCorrupt):
+        bench.store.archive(ONE, progress=silent, stop=StopEvent())
+    seen = bench.store.list()[ONE.digest]
+    assert isinstance(seen, PartialModel)
+    assert seen.quarantined
+
+
+def test_no_cold_space_leaves_the_model_where_it_is(bench: Bench) -> None:
+    """`NoSpace` before anything is written, and the model serves on."""
+    acquire(bench, ONE, bench.source(V1))
+    bench.fill()
+    with pytest.raises(NoSpace):
+        bench.store.archive(ONE, progress=silent, stop=StopEvent())
+    assert is_stored(bench, ONE)
+
+
+def test_archiving_what_is_not_there_is_a_key_error(bench: Bench) -> None:
+    """There is nothing to move."""
+    with pytest.raises(KeyError):
+        bench.store.archive(ONE, progress=silent, stop=StopEvent())
+
+
+def test_a_stopped_archiving_changes_nothing(bench: Bench) -> None:
+    """The model stays stored, and cold storage has nothing of it."""
+    acquire(bench, ONE, bench.source(V1))
+    stop = StopEvent()
+    stop.set()
+    with pytest.raises(DownloadFailed):
+        bench.store.archive(ONE, progress=silent, stop=stop)
+    assert bench.store.list() == {ONE.digest: StoredModel(ONE.digest, intact=True, size=ONE.manifest.size)}
+
+
+def test_removal_reaches_cold_storage(bench: Bench) -> None:
+    """What is removed is gone from there as well."""
+    acquire(bench, ONE, bench.source(V1))
+    bench.store.archive(ONE, progress=silent, stop=StopEvent())
+    bench.store.remove(ONE.digest)
+    assert bench.store.list() == {}
+    assert bench.store.missing(ONE) == ONE.manifest.size
+
+
+def test_a_scrub_that_was_stopped_says_nothing(bench: Bench) -> None:
+    """A stop is no verdict, and nothing is due right after an installation."""
+    acquire(bench, ONE, bench.source(V1))
+    stop = StopEvent()
+    assert bench.store.scrub(rate=2**30, every=3600, stop=stop) is None
+    stop.set()
+    assert bench.store.scrub(rate=2**30, every=3600, stop=stop) is None
 
 
 def test_listing_is_sorted(bench: Bench) -> None:

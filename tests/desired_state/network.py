@@ -14,6 +14,7 @@ from desired_state import document, layout, signatures
 from schemas.base import format_time
 from schemas.digests import digest_bytes, digest_text, raw_hash
 from schemas.snapshot import SnapshotDocument
+from schemas.timestamp import TimestampDocument
 from schemas.trust import TrustDocument
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def address(number: int) -> str:
 ROOTS = (1, 2, 3)
 SIGNERS = (11, 12, 13)
 STRANGER = 99
+ONLINE = 21
 
 
 def moment(days: float) -> str:
@@ -63,10 +65,11 @@ def trust_text(
     roots: Sequence[int] = ROOTS,
     signers: Sequence[int] = SIGNERS,
     threshold: int = 2,
+    online: Sequence[int] = (),
     issued: float = -30,
     expires: float = 300,
 ) -> bytes:
-    """A trust document."""
+    """A trust document; `online` hold the role `timestamp`, each of them alone."""
     metadata = {
         "network": network,
         "version": version,
@@ -78,6 +81,7 @@ def trust_text(
     roles = {
         "root": {"threshold": threshold, "signers": [address(number) for number in roots]},
         "snapshot": {"threshold": threshold, "signers": [address(number) for number in signers]},
+        **({"timestamp": {"threshold": 1, "signers": [address(number) for number in online]}} if online else {}),
     }
     return _yaml(
         {
@@ -172,13 +176,31 @@ def snapshot_text(
     )
 
 
+def timestamp_text(snapshot: bytes, *, issued: float = -0.1, expires: float = 1, **changes: Any) -> bytes:
+    """A timestamp that names a snapshot as the newest; times in days from `NOW`."""
+    metadata = json.loads(snapshot)["metadata"]
+    newest = {"epoch": metadata["epoch"], "sequence": metadata["sequence"], "digest": digest_bytes(snapshot)}
+    network = changes.pop("network", metadata["network"])
+    return _yaml(
+        {
+            "apiVersion": "reconcile/v1alpha1",
+            "kind": "Timestamp",
+            "metadata": {"network": network, "issuedAt": moment(issued), "expiresAt": moment(expires)},
+            "snapshot": {**newest, **changes},
+        }
+    )
+
+
 # --- signatures ---------------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def signature(content: bytes, number: int) -> str:
-    """A signature over a snapshot or a trust document."""
+    """A signature over a snapshot, a trust document or a timestamp."""
     tree, positions = document.parse(content, file="test", limit=document.SNAPSHOT_LIMIT)
+    if document.envelope(tree).kind == "Timestamp":
+        timestamp = document.validate(tree, positions, TimestampDocument, file="test")
+        return signatures.sign(signatures.timestamp_message(timestamp, content), key(number))
     if document.envelope(tree).kind == "Snapshot":
         snapshot = document.validate(tree, positions, SnapshotDocument, file="test")
         return signatures.sign(signatures.snapshot_message(snapshot, content), key(number))
@@ -266,6 +288,12 @@ class Repository:
     def put_snapshot(self, content: bytes, numbers: Sequence[int] = (11, 12)) -> None:
         """Write the snapshot with its signatures."""
         self.put(layout.snapshot_file(NETWORK), content, layout.snapshot_signatures(NETWORK), numbers)
+
+    def put_timestamp(self, content: bytes, numbers: Sequence[int] = (ONLINE,)) -> None:
+        """Write the timestamp with its signatures, in place of the one before."""
+        for old in (self.folder / layout.timestamp_signatures(NETWORK)).glob("*"):
+            old.unlink()
+        self.put(layout.timestamp_file(NETWORK), content, layout.timestamp_signatures(NETWORK), numbers)
 
     def put_model(self) -> None:
         """Write the manifest, the pieces and the probe of `m:v1`."""

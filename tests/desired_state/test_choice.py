@@ -93,3 +93,14 @@ def test_without_a_valid_one_the_gravest_reason_is_told(errors: list[ReconcileEr
     with pytest.raises(ReconcileError) as caught:
         choose([result(str(number), error) for number, error in enumerate(errors)])
     assert caught.value.reason == expected
+
+
+def test_credentials_in_an_address_are_never_shown() -> None:
+    """An address may carry a token: it selects the repository, and stays out of every message."""
+    secret = "https://user:hunter2@example.org/mirror.git"
+    choice = choose([result(secret, accepted(1)), result("b", accepted(3))])
+    assert "hunter2" not in choice.others[0][1].message
+    assert "example.org/mirror.git" in choice.others[0][1].message
+    with pytest.raises(Equivocation) as caught:
+        choose([result(secret, accepted(1, "one")), result("b", accepted(1, "other"))])
+    assert "hunter2" not in caught.value.message

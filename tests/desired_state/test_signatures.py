@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +22,16 @@ from desired_state import document, signatures
 from schemas.digests import digest_bytes, digest_text
 from schemas.errors import InvalidSignature
 from schemas.snapshot import SnapshotDocument
+from schemas.timestamp import TimestampDocument
 from schemas.trust import TrustDocument
-from tests.desired_state.network import NOW, address, key, snapshot_text, trust_text, twin
+from tests.desired_state.network import NOW, address, key, snapshot_text, timestamp_text, trust_text, twin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SNAPSHOT = snapshot_text(7, previous=b"before", epoch=3, trust_version=2)
 TRUST = trust_text(2, previous=trust_text())
+TIMESTAMP = timestamp_text(SNAPSHOT)
 
 
 def snapshot_message(content: bytes = SNAPSHOT) -> signatures.TypedData:
@@ -51,17 +57,9 @@ def receipt_message() -> signatures.TypedData:
     )
 
 
-def timestamp_message() -> signatures.TypedData:
+def timestamp_message(content: bytes = TIMESTAMP) -> signatures.TypedData:
     """What the online key signs."""
-    return signatures.timestamp_message(
-        network="testnet",
-        epoch=1,
-        sequence=2,
-        snapshot=digest_text("s"),
-        issued_at=NOW,
-        expires_at=NOW,
-        content=b"timestamp",
-    )
+    return signatures.timestamp_message(document.load_json(content, TimestampDocument, file="t"), content)
 
 
 MESSAGES = {
@@ -117,6 +115,15 @@ def test_the_published_example_recovers() -> None:
     assert signatures.address_of(keccak(text="cow")) == recovered
 
 
+def test_the_published_hashes_are_ours() -> None:
+    """Domain separator, struct hash and digest of the EIP's example, number for number (its Example.sol and test)."""
+    encoded = signatures._encoded(MAIL)
+    assert encoded.header.hex() == "f2cee375fa42b42143804025fc449deafd50cc031ca257e0b194a650a912090f"
+    assert encoded.body.hex() == "c52c0ee5d84264471806290a3f2c4cecfc5490626bf912d01f240d7a274b371e"
+    whole = keccak(b"\x19" + encoded.version + encoded.header + encoded.body)
+    assert whole.hex() == "be609aee343fb3c4b28e1df9e632fca64fcfaede20f02e86244efddf30957bd2"
+
+
 # --- an independent encoding, and a second library ----------------------------------------------------------------
 
 
@@ -159,6 +166,39 @@ def test_our_signature_verifies_elsewhere(name: str) -> None:
     foreign = keys.Signature(raw[:64] + bytes([raw[64] - 27]))
     recovered = foreign.recover_public_key_from_msg_hash(independent_digest(message.full()))
     assert recovered.to_checksum_address() == address(11)
+
+
+# --- a wallet in another language ---------------------------------------------------------------------------------
+
+VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "ethers.json").read_text())
+"""What ethers, a JavaScript wallet library, made of our typed data (`vectors/wallet.cjs`)."""
+WALLET = Path(__file__).parent / "vectors" / "wallet.cjs"
+
+
+@pytest.mark.parametrize("name", sorted(MESSAGES))
+def test_what_a_javascript_wallet_signed_verifies(name: str) -> None:
+    """Recorded once: the same typed data, the same digest, and its signature recovers here; both are deterministic."""
+    vector = VECTORS["vectors"][name]
+    fields = vector["typed"]["message"]
+    message = signatures.TypedData(fields["network"], vector["typed"]["primaryType"], MappingProxyType(fields))
+    assert message.full() == vector["typed"]
+    assert "0x" + independent_digest(message.full()).hex() == vector["digest"]
+    assert signatures.recover(message, vector["signature"]) == VECTORS["address"] == address(11)
+    assert signatures.sign(message, key(11)) == vector["signature"]
+
+
+def test_a_javascript_wallet_agrees_today() -> None:
+    """Live, both ways: ethers recovers what we sign, and we recover what it signs."""
+    node = shutil.which("node")
+    if node is None or subprocess.run([node, "-e", "require('ethers')"], capture_output=True, check=False).returncode:
+        pytest.skip("node with the package ethers is not here (npm install ethers; NODE_PATH)")
+    messages = [MESSAGES[name]() for name in sorted(MESSAGES)]
+    ours = [signatures.sign(message, key(11)) for message in messages]
+    asked = {"key": "0x" + key(11).hex(), "typed": [one.full() for one in messages], "signatures": ours}
+    done = subprocess.run([node, str(WALLET)], input=json.dumps(asked).encode(), capture_output=True, check=True)
+    for message, answer in zip(messages, json.loads(done.stdout)["answers"], strict=True):
+        assert answer["recovered"] == address(11)
+        assert signatures.recover(message, answer["signature"]) == address(11)
 
 
 def test_wallets_get_everything_they_need() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,7 +29,6 @@ from tests.support.builders import NOW, good, manifest_digest, record, target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from schemas.observation import Memory
 
@@ -112,6 +113,15 @@ def test_only_the_transitions_of_the_table_are_written(journal: Journal) -> None
                 with pytest.raises(StateCorrupt):
                     journal.apply((PutModel(record(state=after)),), NOW)  # type: ignore[arg-type]
     assert any(event.reason == "ModelActive" for event in journal.events(limit=1000))
+
+
+def test_the_table_of_states_is_the_one_that_is_documented() -> None:
+    """docs/models.md has a line for every step that the journal takes, and for no other."""
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (Pending|Active|Inactive|Failed|Archived) \| \S.* \|$", text, re.MULTILINE)
+    steps = {(None if before == "absent" else before, after) for before, after in rows}
+    assert len(steps) == len(rows), "no step twice"
+    assert steps == {(before, after) for before, allowed in MODEL_TRANSITIONS.items() for after in allowed}
 
 
 def test_receipts_form_a_chain_and_are_voided(journal: Journal) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reconciler.memory import AskCheck
 from runtime.engines.simulated import ENVIRONMENT
+from runtime.host import StopEvent
 from schemas.errors import Expired, SignaturesPending, SourceUnreachable, StalePlan, ThresholdNotMet
-from tests.support.builders import assignment, hardware, manifest_digest, model, runtime, snapshot
+from tests.support.builders import assignment, hardware, manifest_digest, model, node, snapshot
+from tests.support.histories import NAMES, mishap, worlds
 from tests.support.simulated_node import CrashError, FixedHardware, Recorder, SimulatedNode, conditions, states
 
 V1 = snapshot()
@@ -128,6 +132,21 @@ def test_killed_engine_comes_back_validated(simulated: SimulatedNode) -> None:
     assert drifted.reason == "Repaired"
 
 
+def test_the_socket_folder_of_a_start_that_never_was_goes(simulated: SimulatedNode) -> None:
+    """An agent that died between a folder and its instance leaves nothing for ever (I7), and takes nothing else."""
+    run = simulated.node.state.run
+    orphan, other, serving = (
+        run / "reconcile-testnet-0a0b0c0d0e0f",
+        run / "reconcile-mainnet-0a0b0c0d0e0f",
+        run / "front",
+    )
+    for folder in (orphan, other, serving):
+        folder.mkdir(parents=True)
+    simulated.run(A)
+    (name,) = [item.name for item in simulated.room.running()]
+    assert {path.name for path in run.iterdir()} == {other.name, serving.name, name}
+
+
 def test_crash_loop_ends_in_stalled(simulated: SimulatedNode) -> None:
     """An engine that dies again and again is not restarted for ever; later it gets another chance."""
     simulated.run(A)
@@ -145,7 +164,7 @@ def test_crash_loop_ends_in_stalled(simulated: SimulatedNode) -> None:
 
 
 def test_changed_files_are_verified_and_a_bad_disk_is_repaired(simulated: SimulatedNode) -> None:
-    """Bytes that may have changed are hashed; bytes that did are quarantined and fetched again (I2)."""
+    """Bytes that may have changed are hashed; bytes that did are quarantined, repaired, and served anew (I2, I4)."""
     simulated.run(A)
     digest = manifest_digest("a:v1")
     simulated.shelf.touch(digest)
@@ -154,9 +173,37 @@ def test_changed_files_are_verified_and_a_bad_disk_is_repaired(simulated: Simula
     simulated.shelf.corrupt_disk.add(digest)
     result = simulated.run()
     assert simulated.shelf.quarantined == [digest]
+    assert [f"{outcome.status} {outcome.action.kind}" for outcome in result.outcomes] == [
+        "failed verify-model",
+        "done download-model",
+        "done stop-instance",
+        "done start-instance",
+        "done validate-model",
+    ]
+    assert result.exit_code == 0
+    assert states(result)["a:v1"] == "Active"
+    causes = [event.message for event in simulated.journal.events() if event.subject == "a:v1"]
+    assert [cause for cause in causes if "-> Failed" in cause], "the transition is in the journal, with its cause"
+
+
+def test_a_repair_that_fails_is_tried_again_with_backoff(simulated: SimulatedNode) -> None:
+    """Only the first repair follows at once: sources that send wrong bytes are left alone for longer each time."""
+    simulated.run(A)
+    digest = manifest_digest("a:v1")
+    simulated.shelf.taint(digest)
+    simulated.shelf.corrupt_sources.add(digest)
+    result = simulated.run()
     assert states(result)["a:v1"] == "Failed"
-    simulated.later(minutes=1)
-    assert simulated.run().exit_code == 0
+    assert result.status.held[0].reason == "ModelCorrupt"
+    first = result.status.held[0].until
+    assert first is not None
+    assert simulated.run().outcomes == ()
+    simulated.clock.moment = first + timedelta(seconds=1)
+    second = simulated.run().status.held[0].until
+    assert second is not None
+    assert second - simulated.clock.moment > timedelta(seconds=50)
+    simulated.shelf.corrupt_sources.clear()
+    simulated.clock.moment = second + timedelta(seconds=1)
     assert states(simulated.run())["a:v1"] == "Active"
 
 
@@ -209,6 +256,28 @@ def test_withdrawn_model_is_stopped_even_if_nothing_serves_then(simulated: Simul
     result = simulated.run(gone)
     assert simulated.serving() == []
     assert result.exit_code == 6
+
+
+def test_a_window_is_ignored_by_hand_and_on_record(simulated: SimulatedNode) -> None:
+    """Outside every window nothing moves; a person can say otherwise, for one pass, and history and events say so."""
+    simulated.run(A)
+    window = {"days": ("tue",), "from": "02:00", "to": "05:00"}
+    closed = snapshot(
+        models=(model("a"), model("b")),
+        assignments=(assignment("b:v1"),),
+        sequence=2,
+        policy={"windows": {"stage": (window,), "swap": (window,)}},
+    )
+    waiting = simulated.run(closed)
+    assert simulated.serving() == ["a:v1"]
+    assert waiting.exit_code == 5
+    result = simulated.reconciler.run_pass(ignore_windows=True)
+    assert simulated.serving() == ["b:v1"]
+    assert result.exit_code == 0
+    assert "outside its maintenance window, by hand" in simulated.journal.history(limit=1)[0].summary
+    assert "WindowIgnored" in [event.reason for event in simulated.journal.events()]
+    simulated.run(closed.model_copy(update={"metadata": closed.metadata.model_copy(update={"sequence": 3})}))
+    assert [event.reason for event in simulated.journal.events()].count("WindowIgnored") == 1
 
 
 def test_unlisted_model_goes_after_its_grace_of_running_time(simulated: SimulatedNode) -> None:
@@ -305,44 +374,6 @@ def test_crash_between_any_two_steps_converges(tmp_path: Path, lies: bool) -> No
     assert point > 8
 
 
-NAMES = ("a", "b", "c")
-
-
-@st.composite
-def worlds(draw: st.DrawFn) -> list[tuple[str, Any]]:
-    """A history: snapshots and mishaps in any order."""
-    steps: list[tuple[str, Any]] = []
-    for sequence in range(1, draw(st.integers(2, 6)) + 1):
-        listed = draw(st.sets(st.sampled_from(NAMES), min_size=1))
-        serve = draw(st.sampled_from(sorted(listed)))
-        context = draw(st.sampled_from((512, 2048)))
-        document = snapshot(
-            models=tuple(model(name) for name in sorted(listed)),
-            runtimes=(runtime(engineArgs={"contextSize": context}),),
-            assignments=(assignment(f"{serve}:v1"),),
-            sequence=sequence,
-        )
-        steps.append(("snapshot", document))
-        mishaps = ("kill", "touch", "restart", "later", "unreachable", "corrupt", "nothing")
-        steps.append((draw(st.sampled_from(mishaps)), draw(st.sampled_from(NAMES))))
-    return steps
-
-
-def _mishap(simulated: SimulatedNode, what: str, name: str) -> None:
-    digest = manifest_digest(f"{name}:v1")
-    simulated.shelf.unreachable = what == "unreachable"
-    if what == "kill" and simulated.room.running():
-        simulated.room.kill(simulated.room.running()[0].name)
-    elif what == "touch" and digest in simulated.shelf.stored:
-        simulated.shelf.touch(digest)
-    elif what == "restart":
-        simulated.restart()
-    elif what == "later":
-        simulated.later(hours=7)
-    elif what == "corrupt":
-        simulated.shelf.corrupt_sources ^= {digest}
-
-
 @settings(max_examples=60, deadline=None)
 @given(history=worlds(), lies=st.sets(st.sampled_from(NAMES), max_size=2))
 def test_plan_after_apply_is_empty(history: list[tuple[str, Any]], lies: set[str]) -> None:
@@ -354,7 +385,7 @@ def test_plan_after_apply_is_empty(history: list[tuple[str, Any]], lies: set[str
             if what == "snapshot":
                 simulated.offer(value)
             else:
-                _mishap(simulated, what, value)
+                mishap(simulated, what, value)
             simulated.run()
             assert simulated.run().plan.actions == ()
             assert simulated.room.most_running <= 1
@@ -378,3 +409,103 @@ def test_changed_accelerator_voids_the_proof(simulated: SimulatedNode) -> None:
     simulated.machine = FixedHardware(replace(hardware(), processor="Another CPU"))
     simulated.restart()
     assert [outcome.action.kind for outcome in simulated.run().outcomes] == ["validate-model"]
+
+
+# --- the care of what is here -------------------------------------------------------------------------------------
+
+
+def test_a_model_goes_to_cold_storage_and_comes_back_without_a_download(simulated: SimulatedNode) -> None:
+    """Archived by the snapshot, and listed as active again: the states follow, and nothing is fetched."""
+    simulated.run(A)
+    simulated.run(B)
+    put_away = snapshot(
+        models=(model("a", state="archived"), model("b")), assignments=(assignment("b:v1"),), sequence=3
+    )
+    result = simulated.run(put_away)
+    # The last known good stays at hand; once b has proven itself, a is no longer it.
+    assert states(result)["a:v1"] == "Archived"
+    assert list(simulated.shelf.archived) == [manifest_digest("a:v1")]
+    assert simulated.run().outcomes == ()
+    fetched = simulated.shelf.fetched
+    result = simulated.run(versions("a", "b", serve="a", sequence=4))
+    assert result.outcomes[0].action.kind == "restore-model"
+    assert (states(result)["a:v1"], simulated.serving()) == ("Active", ["a:v1"])
+    assert simulated.shelf.fetched == fetched
+    assert not simulated.shelf.archived
+    causes = [event.message for event in simulated.journal.events(limit=1000)]
+    assert "a:v1: Active -> Archived (the snapshot lists it as archived)" in causes
+    assert "a:v1: Archived -> Pending (brought back from cold storage and verified)" in causes
+
+
+def test_bit_rot_found_while_idle_ends_in_a_repair_and_a_restart(simulated: SimulatedNode) -> None:
+    """The scrub asks for a pass; the pass hashes, fetches what is bad, and swaps to the new files (I2, I4)."""
+    simulated.run(A)
+    digest = manifest_digest("a:v1")
+    receipt = simulated.run().status.serving
+    simulated.shelf.rotten.add(digest)
+    assert simulated.reconciler.idle(StopEvent())
+    result = simulated.run()
+    kinds = [outcome.action.kind for outcome in result.outcomes]
+    assert kinds == ["verify-model", "download-model", "stop-instance", "start-instance", "validate-model"]
+    assert result.exit_code == 0
+    assert receipt is not None
+    assert result.status.serving is not None
+    assert result.status.serving.receipt not in (None, receipt.receipt), "the old receipt speaks for nothing any more"
+    assert not simulated.reconciler.idle(StopEvent())
+    assert "BitRotFound" in [event.reason for event in simulated.journal.events(limit=1000)]
+
+
+def test_the_scrub_is_off_where_its_rate_is_nothing(simulated: SimulatedNode) -> None:
+    """An owner who sets no rate has no scrub."""
+    simulated.config = node(backends={"native": {}}, models={"scrub": {"rate": "0B"}})
+    simulated.restart()
+    simulated.run(A)
+    simulated.shelf.rotten.add(manifest_digest("a:v1"))
+    assert not simulated.reconciler.idle(StopEvent())
+    assert simulated.shelf.rotten
+
+
+def test_an_unfinished_download_of_what_is_no_longer_listed_goes_after_its_grace(simulated: SimulatedNode) -> None:
+    """It has no record of its own; its grace is counted in running time all the same, and ends when it is listed."""
+    only_b = versions("b", serve="b", sequence=2, policy={"gc": {"grace": "5m"}})
+    lost = manifest_digest("a:v1")
+    simulated.run(only_b)
+    simulated.shelf.partial[lost] = 10
+    for _ in range(3):
+        simulated.later(minutes=2)
+        simulated.run()
+    assert lost in simulated.shelf.partial
+    for _ in range(2):
+        simulated.later(minutes=2)
+        simulated.run()
+    assert lost not in simulated.shelf.partial
+    assert not simulated.journal.memory(starts_since=simulated.clock.now()).leftovers
+
+
+def test_the_grace_is_counted_where_each_pass_is_a_process_of_its_own(simulated: SimulatedNode) -> None:
+    """A node that is run from a timer removes what is not listed, as a daemon does (I8)."""
+    only_b = versions("b", serve="b", sequence=2, policy={"gc": {"grace": "5m"}})
+    simulated.run(A)
+    simulated.shelf.partial[manifest_digest("lost:v1")] = 10
+    simulated.run(only_b)
+    for _ in range(3):
+        simulated.later(minutes=2)
+        simulated.restart()
+        simulated.run()
+    assert manifest_digest("a:v1") in simulated.shelf.stored
+    for _ in range(2):
+        simulated.later(minutes=2)
+        simulated.restart()
+        simulated.run()
+    assert manifest_digest("a:v1") not in simulated.shelf.stored
+    assert not simulated.shelf.partial
+
+
+def test_a_check_of_what_is_no_longer_stored_ends(simulated: SimulatedNode) -> None:
+    """Nobody waits for ever for a verdict on bytes that are gone."""
+    simulated.run(A)
+    digest = manifest_digest("gone:v1")
+    simulated.journal.apply([AskCheck(digest, "asked for")], simulated.clock.now())
+    assert digest in simulated.journal.memory(starts_since=simulated.clock.now()).checks
+    simulated.run()
+    assert not simulated.journal.memory(starts_since=simulated.clock.now()).checks

@@ -10,7 +10,16 @@ import pytest
 
 from reconciler.planner import plan
 from schemas.digests import digest_text
-from schemas.observation import Absent, Hold, Present, Rejection, Unknown
+from schemas.observation import (
+    Absent,
+    ArchivedModel,
+    Hold,
+    PartialModel,
+    Present,
+    Rejection,
+    StoredModel,
+    Unknown,
+)
 from schemas.plan import Plan
 from tests.support.builders import (
     IMAGE,
@@ -264,6 +273,19 @@ def test_swap_waits_for_its_window_and_staging_does_not() -> None:
     assert made.held[0].until == NOW.replace(day=3, hour=2)
 
 
+def test_an_image_waits_for_the_staging_window() -> None:
+    """A pull is staging: outside its window it waits, and what serves is not stopped for it (I4)."""
+    window = {"days": ("tue",), "from": "02:00", "to": "05:00"}
+    closed = snapshot(runtimes=(container_runtime(),), policy={"windows": {"stage": (window,)}})
+    seen = observed(models=(stored(),), backends={"docker": Present(())})
+    config = node(backends={"docker": {"socket": "/run/docker.sock"}})
+    made = plan(desired(closed), seen, config, NOW)
+    assert text(made) == "held image OutsideWindow"
+    allowed = plan(desired(closed), seen, config, NOW, ignore_windows=True)
+    assert allowed.actions[0].kind == "pull-image"
+    assert (made.outside_window, allowed.outside_window) == (False, True)
+
+
 def test_crash_loop_ends_in_a_hold() -> None:
     """Five starts in ten minutes are enough."""
     of = target()
@@ -409,3 +431,132 @@ def test_absent_image_is_pulled_again_only_after_its_hold() -> None:
     )
     wanted = desired(snapshot(runtimes=(container_runtime(),)))
     assert text(plan(wanted, seen, DOCKER, NOW)) == "held image ImageUnavailable"
+
+
+# --- the care of what is here -------------------------------------------------------------------------------------
+
+ARCHIVED_V2 = snapshot(models=(model(), model(version="v2", state="archived")))
+INACTIVE_V2 = snapshot(models=(model(), model(version="v2", state="inactive")))
+
+
+def with_models(*more: Any, records: Any = (), memory: Any = None, **state: Any) -> Any:
+    """A converged node with more in its store."""
+    there = converged(records=(record(), *records), **(memory or {}))
+    models = {**there.state.models, **dict(more)}
+    there = replace(there, state=replace(there.state, models=models, **state))
+    kept = {item.manifest: item for item in (record(), *records)}
+    return replace(there, memory=replace(there.memory, models=kept))
+
+
+def cold(key: str) -> tuple[str, Present[Any]]:
+    """A model in cold storage."""
+    return manifest_digest(key), Present(ArchivedModel(manifest_digest(key), 1000))
+
+
+def spoilt(key: str) -> tuple[str, Present[Any]]:
+    """A quarantined model."""
+    return manifest_digest(key), Present(PartialModel(manifest_digest(key), 900, quarantined=True))
+
+
+def test_a_model_listed_as_archived_moves_to_cold_storage_once() -> None:
+    """It is moved while it is stored, and nothing is due once it is there."""
+    made = plan(desired(ARCHIVED_V2), with_models(stored("m:v2"), records=(record("m:v2"),)), node(), NOW)
+    assert "archive/m:v2" in text(made).splitlines()
+    assert made.cost.downtime == "none"
+    made = plan(desired(ARCHIVED_V2), with_models(cold("m:v2"), records=(record("m:v2", "Archived"),)), node(), NOW)
+    assert text(made) == ""
+
+
+def test_what_serves_or_may_be_gone_back_to_is_not_archived() -> None:
+    """The last known good stays where it can be started, whatever the snapshot lists it as (I5)."""
+    listed = snapshot(models=(model(state="archived"), model(version="v2")), assignments=(assignment("m:v2"),))
+    made = plan(desired(listed), converged(), node(), NOW)
+    assert "archive/m:v1" not in text(made)
+
+
+@pytest.mark.parametrize("document", [INACTIVE_V2, V2])
+def test_a_model_that_is_listed_otherwise_comes_back_from_cold_storage(document: Any) -> None:
+    """Needed here or only kept: it is restored, not downloaded; what should serve waits for it (I4)."""
+    made = plan(desired(document), with_models(cold("m:v2"), records=(record("m:v2", "Archived"),)), node(), NOW)
+    lines = text(made).splitlines()
+    assert lines[0] == "restore/m:v2"
+    assert not any("download" in line for line in lines)
+    assert all("restore/m:v2" in line for line in lines if line.startswith(("stop/", "start/")))
+
+
+def test_a_listed_model_that_went_bad_is_repaired_though_nobody_needs_it_now() -> None:
+    """What is quarantined is downloaded again as far as it is bad; an unfinished download is left alone."""
+    size = {"missing": {manifest_digest("m:v2"): 100}, "room": {manifest_digest("m:v2"): 1000}}
+    made = plan(desired(INACTIVE_V2), with_models(spoilt("m:v2"), **size), node(), NOW)
+    (action,) = made.actions
+    assert action.id == "download/m:v2"
+    assert "repairs" in action.cause
+    assert made.cost.fetch == 100
+    unfinished = manifest_digest("m:v2"), Present(PartialModel(manifest_digest("m:v2"), 900))
+    assert text(plan(desired(INACTIVE_V2), with_models(unfinished), node(), NOW)) == ""
+
+
+def test_a_model_in_doubt_is_hashed_wherever_it_lies_and_why_is_told() -> None:
+    """A scrub's finding, or a person's wish, is the cause of the action, also of a model that nobody needs now (I2)."""
+    digest = manifest_digest("m:v2")
+    doubtful = digest, Present(StoredModel(digest, intact=False, size=1000, doubt="the scrub found bad bytes"))
+    made = plan(desired(INACTIVE_V2), with_models(doubtful), node(), NOW)
+    assert [(action.id, action.cause) for action in made.actions] == [("verify/m:v2", "the scrub found bad bytes")]
+    asked = with_models(stored("m:v2"), memory={"checks": {digest: "asked for"}})
+    made = plan(desired(INACTIVE_V2), asked, node(), NOW)
+    assert [(action.id, action.cause) for action in made.actions] == [("verify/m:v2", "asked for")]
+
+
+def test_a_check_that_was_asked_for_waits_for_no_window_and_no_backoff() -> None:
+    """Hashing fetches nothing: neither the staging window nor a backoff holds it."""
+    closed = snapshot(policy={"windows": {"stage": ({"days": ("sun",), "from": "02:00", "to": "03:00"},)}})
+    digest = manifest_digest("m:v1")
+    hold = Hold(digest, "DownloadFailed", "no", 3, NOW + timedelta(hours=1))
+    made = plan(desired(closed), converged(checks={digest: "asked for"}, holds={digest: hold}), node(), NOW)
+    assert text(made) == "verify/m:v1"
+
+
+def test_leftovers_without_a_record_have_a_grace_of_their_own() -> None:
+    """An unfinished or quarantined model that is not listed goes after its grace; a listed one never does (I8)."""
+    lost = manifest_digest("m:v9")
+    seen = lost, Present(PartialModel(lost, 10, own=4096))
+    day = 86400.0
+    for seconds, due in ((day - 1, ""), (day, f"remove/{lost}")):
+        made = plan(desired(), with_models(seen, memory={"leftovers": {lost: seconds}}), node(), NOW)
+        assert text(made) == due
+    listed = with_models(spoilt("m:v2"), memory={"leftovers": {manifest_digest("m:v2"): 10 * day}})
+    assert "remove" not in text(plan(desired(INACTIVE_V2), listed, node(), NOW))
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_leftovers_stay_where_the_list_is_empty_or_unverified(verified: bool) -> None:
+    """Neither an empty list nor one that nobody signed removes anything (I8)."""
+    lost = manifest_digest("m:v9")
+    seen = with_models((lost, Present(PartialModel(lost, 10))), memory={"leftovers": {lost: 10.0**9}})
+    document = snapshot(models=(), assignments=()) if verified else snapshot()
+    assert "remove" not in text(plan(desired(document, verified=verified), seen, node(), NOW))
+
+
+def test_what_an_interruption_left_is_swept() -> None:
+    """It is nobody's, so it needs no list and no grace."""
+    made = plan(desired(), with_models(residue=77), node(), NOW)
+    assert text(made) == "sweep/models"
+
+
+def test_a_full_cold_disk_holds_the_move_with_the_numbers() -> None:
+    """Space is judged on the disk on which it is taken; the numbers are told."""
+    made = plan(
+        desired(ARCHIVED_V2), with_models(stored("m:v2"), records=(record("m:v2"),), cold_free=2**28 + 999), node(), NOW
+    )
+    assert "held m:v2 NoSpace" in text(made)
+    (held,) = made.held
+    assert "1000 bytes are needed on the cold disk, 999 are free" in held.message
+
+
+def test_a_repair_needs_room_for_the_whole_new_file() -> None:
+    """Good pieces are copied into a new file: little is fetched, and all of it has to fit."""
+    digest = manifest_digest("m:v2")
+    tight = hardware(disk=2**30, disk_free=2**29)
+    seen = with_models(spoilt("m:v2"), missing={digest: 1}, room={digest: 2**29})
+    seen = replace(seen, state=replace(seen.state, hardware=tight))
+    assert text(plan(desired(INACTIVE_V2), seen, node(), NOW)) == "held m:v2 NoSpace"

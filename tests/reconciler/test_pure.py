@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from reconciler.modes import choose_mode
-from reconciler.selectors import inside, matches, node_labels
+from reconciler.selectors import inside, matches, node_labels, wave_of
 from reconciler.windows import is_open, next_opening
-from schemas.snapshot import Assignment, Selector, Window
+from schemas.observation import NativeEngine
+from schemas.snapshot import Rollout, Selector, SnapshotSpec, Window
 from tests.support.builders import IMAGE, NOW, gpu, hardware, node, runtime, snapshot
 
 
@@ -32,32 +35,107 @@ def test_empty_selector_matches_every_node() -> None:
         ({"key": "zone", "operator": "DoesNotExist"}, True),
         ({"key": "zone", "operator": "NotIn", "values": ("a",)}, True),
         ({"key": "zone", "operator": "In", "values": ("a",)}, False),
+        ({"key": "memory", "operator": "Gte", "values": ("80GiB",)}, True),
+        ({"key": "memory", "operator": "Gt", "values": ("80GiB",)}, False),
+        ({"key": "memory", "operator": "Lt", "values": ("81GiB",)}, True),
+        ({"key": "driver", "operator": "Gte", "values": ("550.54",)}, True),
+        ({"key": "driver", "operator": "Gte", "values": ("550.100",)}, False),
+        ({"key": "driver", "operator": "Lte", "values": ("1000",)}, True),
+        ({"key": "driver", "operator": "Lt", "values": ("550.90.0",)}, False),
+        ({"key": "zone", "operator": "Lt", "values": ("1",)}, False),
+        ({"key": "gpu", "operator": "Lt", "values": ("1",)}, False),
     ],
 )
 def test_expressions(expression: dict[str, object], expected: bool) -> None:
-    """Operators mean what they mean in Kubernetes, absent labels included."""
-    assert matches(selector(matchExpressions=(expression,)), {"gpu": "h100"}) is expected
+    """Operators mean what they mean in Kubernetes, absent labels included; order is that of numbers, not of text."""
+    labels = {"gpu": "h100", "memory": str(80 * 2**30), "driver": "550.90"}
+    assert matches(selector(matchExpressions=(expression,)), labels) is expected
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        {"operator": "Gt"},
+        {"operator": "Gt", "values": ("1", "2")},
+        {"operator": "Lte", "values": ("many",)},
+        {"operator": "In"},
+        {"operator": "Exists", "values": ("a",)},
+    ],
+)
+def test_values_fit_their_operator(expression: dict[str, object]) -> None:
+    """What could never be compared is refused when the document is read, not ignored on a node."""
+    with pytest.raises(ValidationError, match=r"takes no|needs"):
+        selector(matchExpressions=({"key": "k", **expression},))
 
 
 def test_a_label_cannot_pose_as_a_fact() -> None:
     """Facts are observed; an owner's label of the same name does not replace them."""
-    labels = node_labels({"fact/accelerator": "cuda"}, hardware())
+    labels = node_labels({"fact/accelerator": "cuda"}, hardware(), (), ())
     assert labels["fact/accelerator"] == "cpu"
-    assert node_labels({}, hardware(gpus=(gpu(),)))["fact/gpu"] == "NVIDIA-H100"
+    assert "fact/gpu" not in labels
+
+
+def test_facts_tell_gpu_memory_driver_and_engines() -> None:
+    """Selectors can ask for the GPU's model, the memory of the smallest, the driver, engines and backends."""
+    small, large = replace(gpu(), memory=2**34, name="NVIDIA (test) RTX 6000"), replace(gpu(), memory=2**36)
+    engine = NativeEngine("llamacpp", "2026.10", "blake3:" + "0" * 64)
+    labels = node_labels({}, hardware(gpus=(small, large)), (engine,), ("docker", "native"))
+    asked = ["gpu", "gpu-memory", "gpu-count", "driver", "engine-llamacpp", "backend-docker"]
+    assert [labels[f"fact/{name}"] for name in asked] == [
+        "NVIDIA-test-RTX-6000",
+        str(2**34),
+        "2",
+        gpu().driver,
+        "2026.10",
+        "true",
+    ]
 
 
 def test_rollout_share_grows_without_leaving_anyone_behind() -> None:
     """Nodes inside a share stay inside as it grows, and the share is about what it says."""
     nodes = [f"0x{number:040x}" for number in range(2000)]
 
-    def share(percent: int) -> set[str]:
-        fields = {"runtime": "main", "serve": ("m:v1",), "rollout": {"percent": f"{percent}%", "key": "k"}}
-        assignment = Assignment.model_validate(fields)
-        return {name for name in nodes if inside(assignment, name)}
+    def reached(percent: int) -> set[str]:
+        rollout = Rollout.model_validate({"percent": f"{percent}%", "key": "k"})
+        return {name for name in nodes if inside(SnapshotSpec(), rollout, name)}
 
-    assert share(0) == set()
-    assert share(10) < share(25) < share(100) == set(nodes)
-    assert 400 < len(share(25)) < 600
+    assert reached(0) == set()
+    assert reached(10) < reached(25) < reached(100) == set(nodes)
+    assert 400 < len(reached(25)) < 600
+    assert inside(SnapshotSpec(), None, nodes[0])
+
+
+def test_waves_are_named_shares() -> None:
+    """A rollout at a wave has reached exactly those that the wave's percentage would, and each node knows its wave."""
+    waves = ({"name": "canary", "percent": "5%"}, {"name": "early", "percent": "30%"})
+    spec = SnapshotSpec.model_validate({"waves": waves})
+    early, percent = Rollout(wave="early", key="k"), Rollout(percent=30, key="k")
+    nodes = [f"0x{number:040x}" for number in range(500)]
+    assert [inside(spec, early, name) for name in nodes] == [inside(spec, percent, name) for name in nodes]
+    by_wave = {wave: [name for name in nodes if wave_of(spec, early, name) == wave] for wave in ("canary", "early", "")}
+    assert all(by_wave.values())
+    assert by_wave["canary"] == [name for name in nodes if inside(spec, Rollout(wave="canary", key="k"), name)]
+    assert sorted(by_wave["canary"] + by_wave["early"]) == [name for name in nodes if inside(spec, early, name)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"waves": ({"name": "a", "percent": "5%"}, {"name": "a", "percent": "6%"})}, "different names"),
+        ({"waves": ({"name": "a", "percent": "5%"}, {"name": "b", "percent": "5%"})}, "growing"),
+    ],
+)
+def test_waves_grow(fields: dict[str, object], message: str) -> None:
+    """Waves that could not be told apart, or that shrink, are refused."""
+    with pytest.raises(ValidationError, match=message):
+        SnapshotSpec.model_validate(fields)
+
+
+@pytest.mark.parametrize("rollout", [{"key": "k"}, {"key": "k", "percent": "1%", "wave": "a"}])
+def test_a_rollout_has_one_share(rollout: dict[str, object]) -> None:
+    """Neither none nor two: nobody has to guess which counts."""
+    with pytest.raises(ValidationError, match="either a percent or a wave"):
+        Rollout.model_validate(rollout)
 
 
 def window(**fields: object) -> Window:

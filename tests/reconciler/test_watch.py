@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from reconciler.state_dir import StateDir
 from reconciler.triggers import local_refs, notify, triggers
 from reconciler.watch import Wake, watch
 from runtime.host import SystemClock, SystemRandomness
-from schemas.errors import SourceUnreachable
+from schemas.errors import DownloadFailed, SourceUnreachable
 from tests.desired_state.network import git
 from tests.reconciler.test_source import fresh
 from tests.support.simulated_node import CountingRandomness, SteppingClock
@@ -56,6 +57,68 @@ def run(wake: Resting, run_pass: Any) -> list[Any]:
         reported=reported.append,
     )
     return reported
+
+
+def test_a_rest_is_used_and_given_up_when_something_happens() -> None:
+    """What is done while resting is told to stop when the loop is woken, and when the time is up."""
+    clock = SteppingClock()
+    wake = Wake()
+    rest = wake.until(clock, 30)
+    assert not rest.is_set()
+    wake.now()
+    assert rest.is_set()
+    assert rest.wait(30), "at once"
+    wake.rest(0)
+    assert not rest.is_set()
+    clock.moment += timedelta(seconds=31)
+    assert rest.is_set()
+    assert rest.wait(30)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_what_was_found_while_resting_is_looked_at_without_a_rest(found: bool) -> None:
+    """Bit rot does not wait for the interval; where nothing was found the rest goes on, for what is left of it."""
+    wake = Resting(1)
+    idled: list[bool] = []
+
+    def idle(rest: Any) -> bool:
+        idled.append(rest.is_set())
+        if len(idled) > 2:
+            wake.stop()
+        return found
+
+    passes: list[int] = []
+    watch(
+        lambda: passes.append(1) or idle_pass(),  # type: ignore[func-returns-value]
+        wake=wake,
+        interval=30,
+        clock=SteppingClock(),
+        randomness=CountingRandomness(),
+        reported=lambda _: None,
+        idle=idle,
+    )
+    assert len(passes) == (3 if found else 1)
+    assert [round(seconds) for seconds in wake.rests] == ([] if found else [30])
+
+
+def test_a_disk_that_fails_while_resting_ends_no_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and tried again in the next rest."""
+    wake = Resting(2)
+
+    def idle(_rest: Any) -> bool:
+        raise DownloadFailed("scrubbing: Input/output error")
+
+    watch(
+        idle_pass,
+        wake=wake,
+        interval=30,
+        clock=SteppingClock(),
+        randomness=CountingRandomness(),
+        reported=lambda _: None,
+        idle=idle,
+    )
+    assert len(wake.rests) == 2
+    assert "Input/output error" in caplog.text
 
 
 def test_passes_follow_each_other_at_the_interval() -> None:

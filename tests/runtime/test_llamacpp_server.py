@@ -43,7 +43,8 @@ def server(model: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str],
     process = subprocess.Popen([*command, "--threads", "1"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("llamacpp_server: serving"):
+        # llama.cpp's own thread logs to the same pipe: our line may follow an unfinished one of its.
+        if "llamacpp_server: serving" in line:
             break
     # llama.cpp logs each request: nobody reading would stop it once the pipe is full.
     threading.Thread(target=process.stderr.read, daemon=True).start()
@@ -66,8 +67,8 @@ def ask(path: Path, target: str, body: dict[str, Any] | None = None) -> Any:
 def refused(*arguments: str) -> tuple[int, str]:
     """Exit code and the program's own line of a start that must fail."""
     done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, timeout=60, check=False)
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("llamacpp_server:"))
-    return done.returncode, line
+    (line,) = (line for line in done.stderr.splitlines() if "llamacpp_server:" in line)
+    return done.returncode, line[line.index("llamacpp_server:") :]
 
 
 def test_serves_on_a_socket_for_its_group_only(server: tuple[subprocess.Popen[str], Path]) -> None:

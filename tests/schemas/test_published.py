@@ -33,6 +33,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         },
         "spec": {"roles": {"root": ROLE, "snapshot": ROLE}},
     },
+    "timestamp": {
+        **HEAD,
+        "kind": "Timestamp",
+        "metadata": {"network": "testnet", "issuedAt": "2026-01-01T00:00:00Z", "expiresAt": "2026-01-02T01:00:00Z"},
+        "snapshot": {"epoch": 1, "sequence": 42, "digest": DIGEST},
+    },
     "signature": {**HEAD, "kind": "Signature", "signer": ADDRESS, "content": DIGEST, "signature": "0x" + "0" * 130},
     "manifest": {
         **HEAD,
@@ -80,6 +86,9 @@ WRONG: list[tuple[str, tuple[str | int, ...], Any]] = [
     ("snapshot", ("spec", "assignments", 0, "serve"), []),
     ("trust", ("spec", "roles", "root", "threshold"), 0),
     ("trust", ("spec", "roles", "root", "signers"), ["alice"]),
+    ("timestamp", ("metadata", "expiresAt"), 0),
+    ("timestamp", ("snapshot", "sequence"), 0),
+    ("timestamp", ("snapshot", "digest"), "sha256:" + "0" * 64),
     ("signature", ("signature",), "0x12"),
     ("manifest", ("spec", "format"), "pickle"),
     ("manifest", ("spec", "files"), []),
@@ -89,7 +98,7 @@ WRONG: list[tuple[str, tuple[str | int, ...], Any]] = [
     ("node", ("interval",), 30),
     ("snapshot", ("spec", "policy", "gc", "keepFree"), 10),
     ("snapshot", ("spec", "runtimes", 0, "resources", "memory"), 4096),
-    ("node", ("repositories",), []),
+    ("node", ("repositories",), [{"url": "ext::sh -c id"}]),
 ]
 
 

@@ -215,13 +215,14 @@ def observed(
     **memory: Any,
 ) -> Observed:
     """An observation: what is there, and what is remembered."""
+    backends = {"native": Present(instances)} if backends is None else backends
     return Observed(
         NODE_ID,
         NodeState(
             hardware=machine or hardware(),
             engines=(NativeEngine("llamacpp", "1.0", ENVIRONMENT),),
-            backends={"native": Present(instances)} if backends is None else backends,
-            not_enforced=not_enforced or {},
+            backends=backends,
+            not_enforced=dict.fromkeys(backends, ()) | (not_enforced or {}),
             images=images or {},
             models=dict(models),
             front=front,

@@ -122,6 +122,10 @@ def perform(store: DiskModelStore, operation: str, source: str) -> None:
     stop = StopEvent()
     if operation == "acquire":
         store.acquire(TWO, [source], progress=silent, stop=stop)
+    elif operation == "archive":
+        store.archive(ONE, progress=silent, stop=stop)
+    elif operation == "restore":
+        store.acquire(ONE, [], progress=silent, stop=stop)
     elif operation == "remove":
         store.remove(ONE.digest)
     elif operation == "verify":

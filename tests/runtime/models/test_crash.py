@@ -15,9 +15,10 @@ import pytest
 
 from runtime.host import StopEvent
 from runtime.models.layout import tree
+from runtime.models.pieces import split
 from schemas.errors import DownloadFailed, ModelCorrupt, NoSpace
 from schemas.manifest import PIECE_SIZE
-from schemas.observation import PartialModel, StoredModel
+from schemas.observation import ArchivedModel, PartialModel, StoredModel
 from tests.support import hostile_http as hostile
 from tests.support.crashing import CONFIG, ONE, TWO, V1, V2, killer, open_store, perform
 from tests.support.hostile_http import serving
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from tests.support.hostile_http import Exchange
 
 MODELS = {ONE.digest: (ONE, V1), TWO.digest: (TWO, V2)}
-OPERATIONS = ("acquire", "remove", "verify", "repair")
-"""`verify` finds corruption, and `repair` is the acquisition after it."""
+OPERATIONS = ("acquire", "remove", "verify", "repair", "archive", "restore")
+"""`verify` finds corruption, `repair` is the acquisition after it, `restore` the one of a model in cold storage."""
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,12 @@ def prepare(root: Path, operation: str) -> str:
     lay_out(root / "source1", V1)
     store = plain(root / "models")
     store.acquire(ONE, [f"file://{root}/source1"], progress=silent, stop=StopEvent())
-    if operation in ("remove", "verify"):
+    if operation in ("remove", "verify", "archive"):
         store.acquire(TWO, [source], progress=silent, stop=StopEvent())
     if operation in ("verify", "repair"):
         taint(store.folder(ONE.digest) / "config.json")
+    if operation == "restore":
+        store.archive(ONE, progress=silent, stop=StopEvent())
     if operation == "repair":
         with pytest.raises(ModelCorrupt):
             store.verify(ONE, progress=silent, stop=StopEvent())
@@ -88,6 +91,12 @@ def calls_of(tmp_path: Path, operation: str) -> int:
 def check_visible(store: DiskModelStore) -> None:
     """What is listed as stored is whole; what is listed as intact has the right bytes, and nothing but them."""
     for digest, seen in store.list().items():
+        if isinstance(seen, ArchivedModel):
+            model, _ = MODELS[digest]
+            assert store.missing(model) == 0
+            record = store._archive.get(digest)
+            assert record is not None
+            assert not store._archive.bad(record, split(model), stop=StopEvent())
         if isinstance(seen, StoredModel):
             model, files = MODELS[digest]
             found = content(store.folder(digest))
@@ -103,6 +112,13 @@ def check_converges(root: Path, operation: str, source: str) -> None:
     check_visible(store)
     if operation == "remove":
         store.remove(ONE.digest)
+    elif operation == "archive":
+        store.archive(ONE, progress=silent, stop=StopEvent())
+        assert isinstance(store.list()[ONE.digest], ArchivedModel)
+        store.acquire(ONE, [], progress=silent, stop=StopEvent())
+    elif operation == "restore":
+        store.acquire(ONE, [], progress=silent, stop=StopEvent())
+        store.acquire(TWO, [source], progress=silent, stop=StopEvent())
     else:
         store.acquire(TWO, [source], progress=silent, stop=StopEvent())
         store.acquire(ONE, [f"file://{root}/source1"], progress=silent, stop=StopEvent())
@@ -114,9 +130,10 @@ def check_converges(root: Path, operation: str, source: str) -> None:
         if not seen.intact:  # a crash may cost a hashing, never a model
             store.verify(MODELS[digest][0], progress=silent, stop=StopEvent())
         assert content(store.folder(digest)) == MODELS[digest][1]
-    store.remove("blake3:" + "0" * 64)  # any write sweeps
+    store.sweep()
+    assert store.residue() == 0
     assert set(store.list()) == wanted
-    for kind in ("partial", "quarantine", "trash"):
+    for kind in ("partial", "quarantine", "trash", "archive"):
         assert not (models / kind).exists() or not tree(models / kind)
     shared = {path.stat().st_ino for path in models.glob("*/*@*/**/*") if path.is_file()}
     blobs = {path.stat().st_ino for path in (models / "blobs").rglob("*") if path.is_file()}

@@ -1,0 +1,1 @@
+"""Air-gap bundles: a signed snapshot, with what it needs, as one file."""

@@ -1,0 +1,121 @@
+"""Inventories on the command line: nodes' published statuses, and what a snapshot would do to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reconciler.cli.console import paint, plural, size, table
+from schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from desired_state.files import DocumentFiles
+    from schemas.fleet import FleetPlan, NodeOutlook
+    from schemas.snapshot import SnapshotDocument
+    from schemas.status import NodeStatus
+
+STATUS_LIMIT = 2**24
+"""Bytes of a node's status in an inventory."""
+SHOWN = 20
+"""Nodes that are listed for people; `--json` has them all."""
+
+inventory_option = click.option(
+    "--inventory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with the nodes' `reconcile status --json`, one file each.",
+)
+
+
+def read_inventory(folder: Path) -> Iterator[NodeStatus]:
+    """The statuses that lie in a folder, one after the other.
+
+    Raises:
+        UsageError: a file is not a node's status, or there is none.
+    """
+    from schemas.status import NodeStatus
+
+    found = False
+    for path in sorted(folder.glob("*.json")):
+        try:
+            with path.open("rb") as file:
+                status = NodeStatus.model_validate_json(file.read(STATUS_LIMIT))
+        except ValueError as error:
+            raise UsageError(f"{path} is not a node's status", hint="`reconcile status --json` prints one") from error
+        found = True
+        yield status
+    if not found:
+        raise UsageError(f"{folder} holds no node's status", hint="`reconcile status --json > FOLDER/node.json`")
+
+
+def plan_fleet(
+    files: DocumentFiles, content: bytes, document: SnapshotDocument, inventory: Path, now: datetime
+) -> FleetPlan:
+    """What a snapshot would do to every node of an inventory.
+
+    Args:
+        files: where the manifests lie that it names.
+        content: the snapshot's exact bytes.
+        document: the snapshot.
+        inventory: folder of the nodes' statuses.
+        now: the time at which holds and windows are judged.
+
+    Raises:
+        DocumentError: a manifest is missing, or is not what was signed for.
+        UsageError: a file is not a node's status, or there is none.
+    """
+    from desired_state.load import load_manifests
+    from reconciler.desired import Desired
+    from reconciler.inventory import fleet
+    from schemas.digests import digest_bytes
+
+    manifests = load_manifests(files, document.spec.models)
+    desired = Desired(document, digest_bytes(content), manifests=manifests)
+    return fleet(desired, read_inventory(inventory), now)
+
+
+def fleet_lines(made: FleetPlan) -> list[str]:
+    """A fleet's plan for people: the sum first, then the nodes that would change or be held."""
+    outcomes = Counter(node.outcome for node in made.nodes)
+    downtime = Counter(node.downtime for node in made.nodes)
+    fetch = sum(node.fetch for node in made.nodes)
+    lines = [
+        f"Snapshot {made.sequence} on {plural(len(made.nodes), 'node')} of {made.network}:",
+        f"  {outcomes['changes']} would change, {outcomes['held']} would be held back, "
+        f"{outcomes['unchanged']} would stay as they are"
+        + (f", {outcomes['unknown']} publish too little to tell" if outcomes["unknown"] else ""),
+        f"  {downtime['swap']} would swap what serves, {downtime['start']} would start where nothing serves",
+        f"  {size(fetch)} to fetch" + (": " if made.fetch_by_host else ""),
+    ]
+    lines += [f"    {size(count)} from {host}" for host, count in made.fetch_by_host.items()]
+    for rollout in made.rollouts:
+        waves = ", ".join(f"{wave.wave} {wave.nodes}" for wave in rollout.waves)
+        lines.append(
+            f"  Rollout {rollout.key} at {rollout.share}%: {rollout.reached} of {rollout.nodes} nodes"
+            + (f" ({waves})" if waves else "")
+        )
+    reasons = Counter(held.reason for node in made.nodes for held in node.held)
+    lines += [f"  {paint(reason, 'yellow')} on {plural(count, 'node')}" for reason, count in sorted(reasons.items())]
+    shown = [node for node in made.nodes if node.outcome != "unchanged"]
+    if shown:
+        lines += ["", *table(("Node", "Outcome", "Serves", "Fetch", "Downtime", "Held"), map(_row, shown[:SHOWN]))]
+    if len(shown) > SHOWN:
+        lines.append(f"... and {len(shown) - SHOWN} more; --json has them all")
+    return lines
+
+
+def _row(node: NodeOutlook) -> tuple[str, ...]:
+    serves = node.after or "nothing"
+    return (
+        node.node,
+        node.outcome,
+        serves if node.before == node.after else f"{node.before or 'nothing'} -> {serves}",
+        size(node.fetch) if node.fetch else "-",
+        node.downtime,
+        "; ".join(f"{held.subject}: {held.reason}" for held in node.held) or "-",
+    )
