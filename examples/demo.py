@@ -210,8 +210,8 @@ class Demo:
         return found
 
     def complete(self, prompt: str) -> str:
-        """A completion through the runtime's unix socket: OpenAI's API, from the engine itself."""
-        path = Path(self.status()["serving"]["socket"])
+        """A completion through the front: OpenAI's API, at an address that stays whatever serves."""
+        path = Path(self.status()["front"]["socket"])
         # unix(7) has room for 107 bytes of a path; this one is short however deep the folder lies.
         folder = os.open(path.parent, os.O_PATH)
         try:
@@ -227,7 +227,7 @@ class Demo:
         return str(answer["choices"][0]["text"])
 
     def stop_runtime(self) -> None:
-        """The runtime outlives the agent on purpose; the demo is over, so it is stopped."""
+        """Runtime and front outlive the agent on purpose; the demo is over, so they are stopped."""
         if not self.config.exists():
             return
         from reconciler.cli import wiring
@@ -240,6 +240,9 @@ class Demo:
             for instance in backend.list():
                 backend.stop(instance.name, grace=1)
                 backend.remove(instance.name)
+        front = wiring.build_front(config, state, wiring.host())
+        if front is not None:
+            front.stop()
 
     # --- the story ------------------------------------------------------------------------------------------------
 
@@ -306,7 +309,7 @@ class Demo:
         self.reconcile()
         self.check("tiny:v1 serves, with a receipt of its validation", self.serving() == "tiny:v1")
         self.check("the model is Active", self.model_state("tiny:v1") == "Active")
-        self.say(f"asked for a completion, the engine answers: {self.complete('Hello')!r}")
+        self.say(f"asked for a completion through the front, the engine answers: {self.complete('Hello')!r}")
         self.run("plan", "--detailed-exitcode")
 
     def model_state(self, key: str) -> str:

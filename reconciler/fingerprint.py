@@ -8,7 +8,7 @@ from schemas.digests import digest_text
 from schemas.observation import Absent, ArchivedModel, Present, StoredModel, Unknown
 
 if TYPE_CHECKING:
-    from schemas.observation import Instance, ModelSeen, Observation, Observed
+    from schemas.observation import FrontSeen, Instance, ModelSeen, Observation, Observed
 
 
 def fingerprint(observed: Observed) -> str:
@@ -32,6 +32,7 @@ def fingerprint(observed: Observed) -> str:
         *(f"receipt {receipt.digest}" for receipt in memory.receipts),
         *(f"rejected {subject}" for subject in sorted(memory.rejections)),
         *(f"held {subject} {hold.failures}" for subject, hold in sorted(memory.holds.items())),
+        *((f"front {_front(state.front)}",) if state.front is not None else ()),
         f"good {memory.last_known_good.target.spec_digest if memory.last_known_good else ''}",
         *(f"check {digest}" for digest in sorted(memory.checks)),
         f"residue {bool(state.residue)}",
@@ -43,6 +44,13 @@ def fingerprint(observed: Observed) -> str:
 def _backend(seen: Observation[tuple[Instance, ...]]) -> str:
     if isinstance(seen, Present):
         return " ".join(f"{item.name}={item.status}/{item.health}/{item.spec_digest}" for item in seen.value)
+    return _other(seen)
+
+
+def _front(seen: Observation[FrontSeen]) -> str:
+    if isinstance(seen, Present):
+        limits = seen.value.limits.to_json() if seen.value.limits is not None else ""
+        return f"{seen.value.current} {seen.value.state} {seen.value.intent} {limits}"
     return _other(seen)
 
 

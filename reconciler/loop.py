@@ -6,7 +6,7 @@ remembered, and the next round's plan leads to the last known good.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from reconciler.desired import Desired
@@ -19,6 +19,7 @@ from reconciler.status import Finding, exit_code, summarise
 from reconciler.target import choose
 from schemas.errors import MissingDocument, StalePlan
 from schemas.observation import Present, StoredModel, Unknown
+from schemas.status import FrontStatus, FrontStatusCounts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from reconciler.kinds.base import Adapters
     from reconciler.state_dir import StateDir
     from reconciler.status import SourceReport
-    from runtime.interfaces import HardwareProbe
+    from runtime.interfaces import Front, HardwareProbe
     from schemas.manifest import ManifestDocument
     from schemas.node import NodeConfig
-    from schemas.observation import Observed
+    from schemas.observation import FrontSeen, Observation, Observed
     from schemas.plan import Action, Plan
     from schemas.ports import Stop
     from schemas.status import NodeStatus
@@ -95,6 +96,7 @@ class Node:
             backends=self.adapters.backends,
             engines=self.adapters.engines,
             store=self.adapters.store,
+            front=self.adapters.front,
         )
         desired = Desired(
             document, document_digest, verified=verified and document is not None, manifests=self._manifests(observed)
@@ -254,6 +256,7 @@ class Reconciler:
             run_folder=node.state.run,
             previous=self._previous(),
             now=node.adapters.ports.clock.now(),
+            front=front_status(node.adapters.front, observed.state.front),
         )
         status = summarise(finding)
         self._publish(status)
@@ -294,7 +297,30 @@ class Reconciler:
 
 def _without_times(status: NodeStatus) -> NodeStatus:
     hardware = status.hardware.model_copy(update={"disk_free": 0})
-    return status.model_copy(update={"updated_at": None, "hardware": hardware})
+    front = status.front.model_copy(update={"counts": None}) if status.front is not None else None
+    return status.model_copy(update={"updated_at": None, "hardware": hardware, "front": front})
+
+
+def front_status(front: Front | None, seen: Observation[FrontSeen] | None) -> FrontStatus | None:
+    """The front's part of the node's report.
+
+    Args:
+        front: it; None on a node without one.
+        seen: how it was last found.
+    """
+    if front is None:
+        return None
+    return FrontStatus(
+        socket=str(front.address),
+        state=seen.value.state if isinstance(seen, Present) else "unknown",
+        counts=live_counts(front),
+    )
+
+
+def live_counts(front: Front) -> FrontStatusCounts | None:
+    """What the front is doing now; None when it does not answer."""
+    counts = front.counts()
+    return FrontStatusCounts(**asdict(counts)) if counts is not None else None
 
 
 def _sources(desired: Desired) -> Mapping[str, tuple[str, ...]]:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reconciler.kinds.base import Documents
-    from runtime.interfaces import Backend, Engine, HardwareProbe, ModelStore
+    from runtime.interfaces import Backend, Engine, Front, HardwareProbe, ModelStore
     from schemas.node import NodeConfig
-    from schemas.observation import Instance, Memory, ModelSeen, Observation
+    from schemas.observation import FrontSeen, Instance, Memory, ModelSeen, Observation
     from schemas.snapshot import Assignment, SnapshotDocument
 
 
@@ -30,6 +30,7 @@ def observe(
     backends: Mapping[str, Backend],
     engines: Mapping[str, Engine],
     store: ModelStore,
+    front: Front | None = None,
 ) -> Observed:
     """Look at the node.
 
@@ -45,6 +46,7 @@ def observe(
         backends: this node's backends.
         engines: engines that this agent knows.
         store: the model store.
+        front: the front; None on a node without one.
     """
     installed = tuple(native for engine in engines.values() if (native := engine.native()) is not None)
     machine = hardware.read()
@@ -68,6 +70,7 @@ def observe(
             residue=_residue(store),
             cold_free=store.cold_free(),
             unguarded=store.unguarded(),
+            front=_front(front) if front is not None else None,
         ),
     )
 
@@ -75,6 +78,13 @@ def observe(
 def _instances(backend: Backend) -> Observation[tuple[Instance, ...]]:
     try:
         return Present(backend.list())
+    except BackendUnavailable as error:
+        return Unknown(error.message)
+
+
+def _front(front: Front) -> Observation[FrontSeen]:
+    try:
+        return Present(front.look())
     except BackendUnavailable as error:
         return Unknown(error.message)
 

@@ -8,7 +8,18 @@ from reconciler.fingerprint import fingerprint
 from reconciler.kinds.base import Draft, Situation
 from reconciler.kinds.registry import KINDS
 from reconciler.target import choose
-from schemas.plan import ArchiveModel, Cost, DownloadModel, Held, Plan, RestoreModel, StartInstance, StopInstance
+from schemas.plan import (
+    ArchiveModel,
+    Cost,
+    DownloadModel,
+    Held,
+    Plan,
+    RestoreModel,
+    RouteFront,
+    StartFront,
+    StartInstance,
+    StopInstance,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +64,9 @@ def _hold_everything(situation: Situation, draft: Draft) -> None:
     urgent = [
         action
         for action in trial.actions
-        if isinstance(action, StopInstance) and action.cause.startswith("withdrawn by the network")
+        if (isinstance(action, StopInstance) and action.cause.startswith("withdrawn by the network"))
+        # The door is kept open to what serves anyway.
+        or (isinstance(action, StartFront | RouteFront) and not action.needs)
     ]
     draft.actions.extend(urgent)
     draft.trace.extend(trial.trace)

@@ -11,6 +11,7 @@ from schemas.observation import Present, StoredModel
 from schemas.status import (
     Condition,
     ConditionType,
+    FrontStatus,
     GpuStatus,
     HardwareStatus,
     ModelStatus,
@@ -79,6 +80,7 @@ class Finding:
     run_folder: Path
     previous: NodeStatus | None
     now: datetime
+    front: FrontStatus | None = None
 
 
 def summarise(finding: Finding) -> NodeStatus:
@@ -95,6 +97,7 @@ def summarise(finding: Finding) -> NodeStatus:
         conditions=_conditions(finding, serving),
         snapshot=_snapshot(finding.accepted),
         serving=serving,
+        front=finding.front,
         models=_models(finding, serving),
         store=StoreStatus(
             unguarded=finding.observed.state.unguarded,

@@ -59,7 +59,7 @@ class UnixConnection:
         headers = {"Connection": "close"} | ({"Content-Type": "application/json"} if content is not None else {})
         try:
             with closing(_Bounded(time.monotonic() + timeout)) as stream, closing(HTTPConnection("localhost")) as http:
-                self._connect(stream)
+                connect(stream, self._path, self._is_peer)
                 http.sock = stream
                 http.request(method, path, content, headers)
                 answer = self._read(http, limit, f"{method} {path}")
@@ -69,28 +69,17 @@ class UnixConnection:
             raise EngineUnreachable(f"{method} {path}: {self._path}: {_words(error)}") from error
         return _json(answer, f"{method} {path}")
 
-    def _connect(self, stream: _Bounded) -> None:
-        """Connect to the socket itself, whatever its name comes to mean meanwhile, and check who listens."""
-        folder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def peer(self, *, timeout: float) -> int:
+        """The process that listens, checked; see `runtime.interfaces.EngineConnection`.
+
+        Raises:
+            EngineUnreachable: no socket, not ours, or too slow.
+        """
         try:
-            entry = os.open(self._path.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        finally:
-            os.close(folder)
-        try:
-            if not stat.S_ISSOCK(os.fstat(entry).st_mode):
-                raise EngineUnreachable(f"{self._path} is not a socket")
-            stream.bound()
-            # The descriptor names the inode that was just looked at. It also spares long paths the limit of 107 bytes.
-            stream.connect(f"/proc/self/fd/{entry}")
-        finally:
-            os.close(entry)
-        pid, _, _ = _CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        try:
-            ours = self._is_peer(pid)
-        except BackendUnavailable as error:
-            raise EngineUnreachable(f"cannot tell who listens on {self._path}: {error.message}") from error
-        if not ours:
-            raise EngineUnreachable(f"a process that is not the instance's (pid {pid}) listens on {self._path}")
+            with closing(_Bounded(time.monotonic() + timeout)) as stream:
+                return connect(stream, self._path, self._is_peer)
+        except OSError as error:
+            raise EngineUnreachable(f"{self._path}: {_words(error)}") from error
 
     def _read(self, http: HTTPConnection, limit: int, what: str) -> bytes:
         with http.getresponse() as response:
@@ -107,6 +96,49 @@ class UnixConnection:
     def _refuse(self, response: HTTPResponse, content: bytes, what: str) -> NoReturn:
         said = ascii(content[:_QUOTED].decode(errors="replace")) if content else "nothing"
         raise EngineUnreachable(f"{what}: status {response.status}, which says {said}")
+
+
+def connect(stream: socket.socket, path: Path, is_peer: Callable[[int], bool]) -> int:
+    """Connect to the socket itself, whatever its name comes to mean meanwhile, and check who listens.
+
+    Args:
+        stream: a unix stream socket, not connected.
+        path: the socket. Its folder is the instance's own; what lies above is the agent's.
+        is_peer: whether a process belongs to the instance.
+
+    Returns:
+        The process that listens.
+
+    Raises:
+        EngineUnreachable: not a socket, or another's.
+        OSError: not there, or refused.
+    """
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        entry = os.open(path.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    finally:
+        os.close(folder)
+    try:
+        if not stat.S_ISSOCK(os.fstat(entry).st_mode):
+            raise EngineUnreachable(f"{path} is not a socket")
+        # The descriptor names the inode that was just looked at. It also spares long paths the limit of 107 bytes.
+        stream.connect(f"/proc/self/fd/{entry}")
+    finally:
+        os.close(entry)
+    pid, _ = peer(stream)
+    try:
+        ours = is_peer(pid)
+    except BackendUnavailable as error:
+        raise EngineUnreachable(f"cannot tell who listens on {path}: {error.message}") from error
+    if not ours:
+        raise EngineUnreachable(f"a process that is not the instance's (pid {pid}) listens on {path}")
+    return pid
+
+
+def peer(stream: socket.socket) -> tuple[int, int]:
+    """Process id and user id at the other end of a connected unix socket (SO_PEERCRED in unix(7))."""
+    pid, uid, _ = _CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(pid), int(uid)
 
 
 class _Bounded(socket.socket):
@@ -131,6 +163,11 @@ class _Bounded(socket.socket):
         if left <= 0:
             raise TimeoutError("the time is up")
         self.settimeout(left)
+
+    def connect(self, address: str) -> None:  # type: ignore[override] # unix sockets only
+        """Connect, until the deadline."""
+        self.bound()
+        super().connect(address)
 
     def sendall(self, data: Buffer, flags: int = 0) -> None:
         """Send all, until the deadline (the timeout of `socket.sendall` is one for the whole call)."""

@@ -10,6 +10,8 @@ from schemas.base import Digest, Document, Duration, Frozen, Label, Name, Percen
 from schemas.snapshot import Mode, Unenforced
 
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4095)]
+User = Annotated[str, StringConstraints(pattern=r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,10})$")]
+"""A user or group of this machine."""
 
 
 class Repository(Frozen):
@@ -108,6 +110,23 @@ class ModelsConfig(Frozen):
     """Looking for bit rot."""
 
 
+class FrontConfig(Frozen):
+    """The small process through which clients reach the runtime, at `run/front.sock` of the state directory."""
+
+    enabled: bool = True
+    """Whether there is one."""
+    allow: tuple[User, ...] = ()
+    """Users, by name or id, that may use it besides root and the agent's own."""
+    group: User | None = None
+    """Group of the socket (mode 0660), by name or id: whoever is allowed has to be in it."""
+    connections: Annotated[int, Field(ge=1, le=10_000)] = 256
+    """Clients at once."""
+    max_body: Annotated[Size, Field(ge=2**10, le=2**30)] = 2**22
+    """Bytes of a request's body."""
+    hold: Annotated[Duration, Field(le=3600)] = 30
+    """Seconds that a request may wait while the runtime is replaced; 503 with Retry-After beyond."""
+
+
 class IdentityConfig(Frozen):
     """How the node's key is protected."""
 
@@ -142,6 +161,8 @@ class NodeConfig(Document):
     """The node's key."""
     backends: Backends = Backends.model_construct(native=NativeBackend.model_construct())
     """How instances may be run here."""
+    front: FrontConfig = FrontConfig.model_construct()
+    """Through which clients reach the runtime."""
     policy: NodePolicy = NodePolicy.model_construct()
     """The owner's rules."""
     models: ModelsConfig = ModelsConfig.model_construct()

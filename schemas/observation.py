@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from schemas.target import ServingTarget
+    from schemas.target import FrontLimits, ServingTarget
 
 T = TypeVar("T")
 
@@ -159,6 +159,20 @@ ModelSeen = StoredModel | PartialModel | ArchivedModel
 
 
 @dataclass(frozen=True, slots=True)
+class FrontSeen:
+    """The front, as it is found."""
+
+    current: bool
+    """A front with this agent's program and settings takes new clients."""
+    state: Literal["serving", "holding", "none"]
+    """What it does with requests: leads them to an instance, lets them wait, or refuses them."""
+    intent: str = ""
+    """The instance that it leads to, or led to last."""
+    limits: FrontLimits | None = None
+    """The limits that are in force."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeState:
     """Everything observed in one look."""
 
@@ -182,6 +196,8 @@ class NodeState:
     """Free bytes of the cold disk; None where cold storage lies on the disk of the state directory."""
     unguarded: str = ""
     """Why the store's file system cannot have the kernel refuse changed bytes (fs-verity); empty where it can."""
+    front: Observation[FrontSeen] | None = None
+    """None on a node without one."""
 
 
 # --- what the journal remembers -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from schemas.base import Count, Digest, Document, Duration, Frozen, ImageRef, ModelKey, Size, Text, Time, Url
 from schemas.snapshot import FileRef
-from schemas.target import BackendName, ServingTarget
+from schemas.target import BackendName, FrontLimits, ServingTarget
 
 FORMAT_VERSION = "1"
 
@@ -140,6 +140,23 @@ class ValidateModel(_Action):
     """The snapshot that wants it."""
 
 
+class StartFront(_Action):
+    """Have this agent's front take new clients. An older one gives its last answers and ends. Idempotent."""
+
+    kind: Literal["start-front"] = "start-front"
+
+
+class RouteFront(_Action):
+    """Lead requests to an instance that has passed its probe, or nowhere. Idempotent."""
+
+    kind: Literal["route-front"] = "route-front"
+    target: ServingTarget | None
+    """What the instance runs; None refuses requests, because nothing serves."""
+    intent: Text
+    """The instance's intent; empty for the one that this plan starts."""
+    limits: FrontLimits
+
+
 Action = Annotated[
     DownloadModel
     | RestoreModel
@@ -152,6 +169,8 @@ Action = Annotated[
     | PullImage
     | StopInstance
     | StartInstance
+    | StartFront
+    | RouteFront
     | ValidateModel,
     Field(discriminator="kind"),
 ]

@@ -98,6 +98,41 @@ class StoreStatus(Frozen):
     """Bytes that an interruption left lying about, until the next pass."""
 
 
+class FrontStatusCounts(Frozen):
+    """What the front is doing, and has done since it was started."""
+
+    connections: Count
+    in_flight: Count
+    """Requests that the runtime has been given and has not answered to the end."""
+    held: Count
+    """Requests that wait for a route."""
+    served: Count
+    """Answers passed on whole."""
+    refused: Count
+    """Requests that were not fit to be served (4xx)."""
+    unavailable: Count
+    """Requests that could not be served for now (503)."""
+    failed: Count
+    """Requests that the engine failed to answer (502, 504)."""
+    gone: Count
+    """Clients that left before their answer ended."""
+    cut: Count
+    """Answers cut short by the engine's failure or the time bound."""
+    cut_by_drain: Count
+    """Answers cut short because the drain deadline passed."""
+
+
+class FrontStatus(Frozen):
+    """Through which clients reach the runtime."""
+
+    socket: Text
+    """Path of the unix socket that stays the same whatever serves."""
+    state: Literal["serving", "holding", "none", "unknown"]
+    """What happens to requests: led to the runtime, kept waiting, or refused."""
+    counts: FrontStatusCounts | None = None
+    """Absent where the front does not answer."""
+
+
 class GpuStatus(Frozen):
     """One GPU."""
 
@@ -137,6 +172,8 @@ class NodeStatus(Document):
     snapshot: SnapshotStatus | None = None
     """The accepted snapshot."""
     serving: ServingStatus | None = None
+    front: FrontStatus | None = None
+    """Absent on a node without one."""
     models: tuple[ModelStatus, ...]
     store: StoreStatus | None = None
     """The model store."""

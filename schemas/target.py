@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from schemas.base import Digest, Frozen, ImageRef, ModelKey, Name, Size, Version
+from schemas.base import Digest, Duration, Frozen, ImageRef, ModelKey, Name, Positive, Size, Version
 from schemas.digests import digest_text
 from schemas.snapshot import (
     EngineArgs,
@@ -21,6 +21,19 @@ from schemas.snapshot import (
 BackendName = Literal["docker", "podman", "native", "simulated"]
 
 _ARGS: dict[str, type[EngineArgs]] = {"llamacpp": LlamaCppArgs, "vllm": VllmArgs}
+
+
+class FrontLimits(Frozen):
+    """Bounds on requests, as the front keeps them: the network's and the node's owner's."""
+
+    max_tokens: Positive
+    """Tokens that one request may ask for."""
+    max_queue: Positive
+    """Requests that may wait at once."""
+    timeout: Duration
+    """Time that an answer may take, seconds."""
+    hold: Duration
+    """Time that a request may wait for a route, seconds."""
 
 
 class ServingTarget(Frozen):

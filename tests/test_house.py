@@ -21,6 +21,7 @@ SDKS = {
     "backports": "runtime/models/zstd.py",
     "docker": "runtime/backends/docker_api.py",
     "git": "desired_state/git_fetch.py",
+    "httptools": "runtime/front/reading.py",
     "model_signing": "runtime/models/openssf.py",
     "pynvml": "runtime/hardware.py",
     "ruamel": None,
@@ -52,6 +53,7 @@ def test_what_programs_need_at_run_time_is_shipped(wheel: list[str]) -> None:
     wanted = {f"schemas/published/{file_name(kind)}" for kind in DOCUMENTS}
     wanted |= {f"{package}/py.typed" for package in PACKAGES}
     wanted |= {"runtime/engines/llamacpp_server.py", "runtime/backends/native_shim.py", "desired_state/git_fetch.py"}
+    wanted |= {"runtime/front/program.py"}
     assert wanted <= set(wheel)
 
 

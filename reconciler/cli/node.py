@@ -286,13 +286,25 @@ def apply(file: str, config_file: str | None, as_json: bool) -> None:
 @json_option
 def status(config_file: str | None, as_json: bool) -> None:
     """Show what the node is, what serves, and why."""
-    seen = _status(config_file)
+    seen = _with_live_counts(_status(config_file), config_file)
     if as_json:
         click.echo(seen.to_json())
         return
     from reconciler.cli.render import status_text
 
     click.echo(status_text(seen, _now()))
+
+
+def _with_live_counts(seen: NodeStatus, config_file: str | None) -> NodeStatus:
+    """The front's counts as they are now, for whoever may ask it."""
+    from reconciler.loop import live_counts
+
+    config = wiring.load_config(wiring.config_path(config_file))
+    front = wiring.build_front(config, _state(config), wiring.host())
+    counts = live_counts(front) if front is not None else None
+    if seen.front is None or counts is None:
+        return seen
+    return seen.model_copy(update={"front": seen.front.model_copy(update={"counts": counts})})
 
 
 @click.command()

@@ -17,7 +17,9 @@ from schemas.plan import (
     RemoveLeftover,
     RemoveModel,
     RestoreModel,
+    RouteFront,
     SetModelState,
+    StartFront,
     StartInstance,
     StopInstance,
     SweepStore,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.journal import Event, PassRecord
-    from schemas.status import NodeStatus, StoreStatus
+    from schemas.status import FrontStatus, NodeStatus, StoreStatus
 
 _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     DownloadModel: ("+", "download"),
@@ -45,6 +47,8 @@ _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     RemoveModel: ("-", "remove"),
     RemoveLeftover: ("-", "remove"),
     SweepStore: ("-", "sweep"),
+    StartFront: ("+", "front"),
+    RouteFront: ("~", "route"),
 }
 _COLOURS: Final = {"+": "green", "~": "yellow", "-": "red", "-/+": "magenta"}
 _CONDITION_COLOURS: Final = {("Ready", "True"): "green", ("SourceVerified", "True"): "green"}
@@ -61,6 +65,30 @@ def action_line(action: Action, *, replaces: bool = False) -> str:
 
 
 def _about(action: Action) -> str:
+    if isinstance(action, StartFront):
+        return "the address of this node's clients"
+    if isinstance(action, RouteFront):
+        return f"requests to {action.target.model if action.target is not None else 'nothing'}"
+    if isinstance(action, StopInstance):
+        drain = f", drained for at most {action.drain} s" if action.drain else ""
+        return f"{action.instance}  ({action.backend}{drain})"
+    if isinstance(action, StartInstance | ValidateModel):
+        target = action.target
+        return f"{target.model}  on {target.engine} {target.version} ({target.backend})"
+    return _about_bytes(action)
+
+
+def _about_bytes(
+    action: DownloadModel
+    | RestoreModel
+    | ArchiveModel
+    | VerifyModel
+    | RemoveModel
+    | RemoveLeftover
+    | SweepStore
+    | SetModelState
+    | PullImage,
+) -> str:
     if isinstance(action, DownloadModel):
         hosts = f"from {len(action.sources)} source{'s' if len(action.sources) != 1 else ''}"
         return f"{action.model}  {size(action.to_fetch)} of {size(action.size)} {hosts}"
@@ -68,12 +96,7 @@ def _about(action: Action) -> str:
         return f"{_stored(action)}  {size(action.size)}"
     if isinstance(action, SetModelState):
         return f"{action.model}  {action.before} -> {action.after}"
-    if isinstance(action, PullImage):
-        return f"{action.image}  ({action.backend})"
-    if isinstance(action, StopInstance):
-        return f"{action.instance}  ({action.backend})"
-    target = action.target
-    return f"{target.model}  on {target.engine} {target.version} ({target.backend})"
+    return f"{action.image}  ({action.backend})"
 
 
 def _stored(action: RestoreModel | ArchiveModel | VerifyModel | RemoveModel | RemoveLeftover | SweepStore) -> str:
@@ -147,6 +170,8 @@ def status_text(status: NodeStatus, now: datetime) -> str:
         f"Snapshot  {_snapshot_line(status, now)}",
         f"Serving   {_serving_line(status, now)}",
     ]
+    if status.front is not None:
+        lines.append(f"Front     {_front_line(status.front)}")
     if status.serving is not None:
         lines.append(f"Socket    {status.serving.socket}")
         if status.serving.not_enforced:
@@ -228,6 +253,19 @@ def _serving_line(status: NodeStatus, now: datetime) -> str:
     since = f", since {relative_time(seen.since, now)}" if seen.since else ""
     proof = f"receipt {short(seen.receipt)}" if seen.receipt else paint("no receipt", "red")
     return f"{paint(seen.model, 'bold')} on {seen.engine} ({seen.backend}), {seen.health}, {proof}{since}"
+
+
+def _front_line(front: FrontStatus) -> str:
+    state = paint(front.state, "green" if front.state == "serving" else "red")
+    counts = front.counts
+    if counts is None:
+        return f"{front.socket}  {state}"
+    lost = counts.cut + counts.cut_by_drain + counts.failed
+    return (
+        f"{front.socket}  {state}: {counts.in_flight} in flight, {counts.held} held, {counts.served} served"
+        + (f", {counts.unavailable} unavailable" if counts.unavailable else "")
+        + (f", {lost} failed or cut" if lost else "")
+    )
 
 
 def _condition_lines(status: NodeStatus, now: datetime) -> list[str]:

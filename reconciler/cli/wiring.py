@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reconciler.source import RepositorySource
     from reconciler.state_dir import StateDir
     from runtime.backends.loaded_images import LoadedImages
+    from runtime.front.keeper import FrontKeeper
     from runtime.interfaces import Backend, EngineConnection, Progress
     from runtime.models.sources import Source
     from runtime.models.store import DiskModelStore
@@ -125,6 +126,7 @@ def build_node(
         progress=progress,
         run_folder=state.run,
         log_folder=state.logs,
+        front=build_front(config, state, ports),
     )
     return Node(
         config=config,
@@ -188,6 +190,34 @@ def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Por
 
         backends["native"] = NativeBackend(state.run, network=config.network, node_id=node_id, ports=ports)
     return backends
+
+
+def build_front(config: NodeConfig, state: StateDir, ports: Ports) -> FrontKeeper | None:
+    """The front, unless the owner wants none.
+
+    Raises:
+        ConfigError: a user or group that does not exist here.
+    """
+    if not config.front.enabled:
+        return None
+    from grp import getgrnam
+    from pwd import getpwnam
+
+    from runtime.front.keeper import FrontKeeper, FrontSettings
+
+    def number(name: str, find: Callable[[str], int]) -> int:
+        try:
+            return int(name) if name.isdigit() else find(name)
+        except KeyError as error:
+            raise ConfigError(f"front: there is no {name} on this machine") from error
+
+    settings = FrontSettings(
+        allow=tuple(number(name, lambda known: getpwnam(known).pw_uid) for name in config.front.allow),
+        group=number(config.front.group, lambda known: getgrnam(known).gr_gid) if config.front.group else -1,
+        connections=config.front.connections,
+        max_body=config.front.max_body,
+    )
+    return FrontKeeper(state.run, settings, uid=os.geteuid(), ports=ports)
 
 
 def _connect(backend: Backend, name: str, socket: Path) -> EngineConnection:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from reconciler.desired import Desired
     from reconciler.memory import Change
     from reconciler.target import Choice
-    from runtime.interfaces import Backend, Engine, EngineConnection, Model, ModelStore, Progress
+    from runtime.interfaces import Backend, Engine, EngineConnection, Front, Model, ModelStore, Progress
     from schemas.node import NodeConfig
     from schemas.observation import Hardware, Memory, Observed
     from schemas.plan import Action
@@ -117,6 +117,8 @@ class Adapters:
     """Folder of the instances' sockets."""
     log_folder: Path
     """Folder of the instances' captured output."""
+    front: Front | None = None
+    """The process through which clients reach the runtime; None on a node without one."""
 
 
 @dataclass(frozen=True, slots=True)

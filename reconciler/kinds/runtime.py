@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from reconciler.kinds.base import Kind, waits
 from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW, Note
 from reconciler.target import withdrawn
 from runtime.interfaces import SOCKET_NAME, InstanceSpec
 from runtime.starting import start_instance
-from schemas.errors import BackendUnavailable
+from schemas.errors import BackendUnavailable, StartFailed
 from schemas.observation import Present, Unknown
 from schemas.plan import Action, StartInstance, StopInstance
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from reconciler.kinds.base import Adapters, Changes, Context, Draft, Situation
     from schemas.observation import Instance
     from schemas.target import ServingTarget
+
+END_SECONDS: Final = 5.0
+"""Given to an engine that has nothing left to answer, to end by itself."""
 
 # --- deciding -----------------------------------------------------------------------------------------------------
 
@@ -228,11 +231,31 @@ def instance_name(network: str, intent: str) -> str:
 
 def _perform_stop(action: StopInstance, context: Context) -> Changes:
     backend = context.adapters.backends[action.backend]
-    backend.stop(action.instance, grace=action.drain)
+    left, grace = _drain(action, context)
+    backend.stop(action.instance, grace=grace)
     backend.remove(action.instance)
     context.adapters.ports.files.remove(context.adapters.run_folder / action.instance)
     message = f"{action.instance} was stopped: {action.cause}"
+    if left:
+        message += f"; {left} requests had not been answered within {action.drain} s, and were cut"
     return (Note("Normal", "InstanceStopped", message, subject=action.instance),)
+
+
+def _drain(action: StopInstance, context: Context) -> tuple[int, float]:
+    """Let new requests wait, and those in flight end: what is left at the deadline, and the seconds to end within."""
+    front, clock = context.adapters.front, context.adapters.ports.clock
+    if front is None:
+        return 0, action.drain
+    begun = clock.monotonic()
+    try:
+        led = front.hold(action.instance)
+    except StartFailed:
+        # A route that cannot be written leads to a socket where soon nobody listens, and there requests wait as well.
+        led = True
+    if not led or not action.drain:
+        return 0, min(action.drain, END_SECONDS)
+    left = front.drain(action.instance, seconds=action.drain)
+    return left, max(action.drain - (clock.monotonic() - begun), min(action.drain, END_SECONDS))
 
 
 def _perform_start(action: StartInstance, context: Context) -> Changes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -311,32 +310,12 @@ class NativeBackend:
     def _launch(self, name: str, spec: dict[str, Any]) -> str:
         """Start the supervisor detached; what it reports."""
         folder = self._folder / name
-        heard, told = os.pipe()
-        try:
-            with (folder / "shim.log").open("wb") as log:
-                launched = subprocess.Popen(
-                    (sys.executable, "-I", "-S", str(SHIM), str(folder / "spec.json"), str(told)),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env={key: spec["env"][key] for key in spec["env"] if key.startswith("RECONCILE_")},
-                    cwd="/",
-                    start_new_session=True,
-                    pass_fds=(told,),
-                )
-            os.close(told)
-            told = -1
-            # This one ends at once, and leaves the supervisor to init.
-            launched.wait(START_SECONDS)
-            if not processes.ended_within(heard, START_SECONDS):
-                raise TimeoutError(f"its supervisor did not report within {START_SECONDS:g} s")
-            return os.read(heard, 4096).decode(errors="replace")
-        except subprocess.TimeoutExpired as error:
-            raise TimeoutError(f"its supervisor did not detach within {START_SECONDS:g} s") from error
-        finally:
-            os.close(heard)
-            if told >= 0:
-                os.close(told)
+        return processes.launch(
+            lambda told: (sys.executable, "-I", "-S", str(SHIM), str(folder / "spec.json"), str(told)),
+            env={key: spec["env"][key] for key in spec["env"] if key.startswith("RECONCILE_")},
+            log=folder / "shim.log",
+            seconds=START_SECONDS,
+        )
 
     def _stop_supervised(self, name: str, grace: float) -> None:
         steps = (

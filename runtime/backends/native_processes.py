@@ -12,13 +12,14 @@ import re
 import select
 import signal
 import struct
+import subprocess
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 OWNER: Final = "RECONCILE_OWNER"
 INSTANCE: Final = "RECONCILE_INSTANCE"
@@ -181,3 +182,46 @@ def ended_within(descriptor: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(max(seconds, 0) * 1000))
+
+
+def launch(argv: Callable[[int], tuple[str, ...]], *, env: Mapping[str, str], log: Path, seconds: float) -> str:
+    """Start a program that detaches itself, and wait for its word.
+
+    Args:
+        argv: its command line, made with the descriptor on which it reports; that one ends, and leaves it to init.
+        env: its complete environment.
+        log: takes what it prints.
+        seconds: bound of each of the two steps.
+
+    Returns:
+        What it reports; empty when it ended without.
+
+    Raises:
+        TimeoutError: it did not detach or report in time.
+        OSError: it could not be started.
+    """
+    heard, told = os.pipe()
+    try:
+        with log.open("wb") as output:
+            launched = subprocess.Popen(
+                argv(told),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=env,
+                cwd="/",
+                start_new_session=True,
+                pass_fds=(told,),
+            )
+        os.close(told)
+        told = -1
+        launched.wait(seconds)
+        if not ended_within(heard, seconds):
+            raise TimeoutError(f"it did not report within {seconds:g} s")
+        return os.read(heard, 4096).decode(errors="replace")
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"it did not detach within {seconds:g} s") from error
+    finally:
+        os.close(heard)
+        if told >= 0:
+            os.close(told)

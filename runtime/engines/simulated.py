@@ -46,6 +46,11 @@ class SimulatedConnection:
             raise EngineUnreachable(f"{self._name} does not answer")
         return {"manifest": self._room.specs[self._name].target.manifest, "path": path, "body": body}
 
+    def peer(self, *, timeout: float) -> int:  # noqa: ARG002 - it answers at once
+        """A process that is none."""
+        self.request("GET", "/health", timeout=1)
+        return 0
+
 
 class SimulatedEngine:
     """Stands for any engine. `lies` names models (`name:version`) that answer as another model would."""

@@ -128,6 +128,7 @@ def test_sigkill_at_every_step_of_a_swap(node: Crashing) -> None:
         assert len(node.engines()) <= 1, f"two runtimes after a kill at point {point}"
         node.reconcile()
         assert node.serving() == f"tiny:{wanted}", f"after a kill at point {point}"
+        assert node.complete("Hello"), "the front leads to it"
         (instance,) = node.instances()
         assert instance.status == "running"
         assert node.engines() == {instance.name}

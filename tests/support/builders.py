@@ -211,6 +211,7 @@ def observed(
     images: Any = None,
     not_enforced: Any = None,
     records: tuple[ModelRecord, ...] = (),
+    front: Any = None,
     **memory: Any,
 ) -> Observed:
     """An observation: what is there, and what is remembered."""
@@ -224,6 +225,7 @@ def observed(
             not_enforced=dict.fromkeys(backends, ()) | (not_enforced or {}),
             images=images or {},
             models=dict(models),
+            front=front,
         ),
         Memory(
             **{

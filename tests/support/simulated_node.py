@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reconciler.executor import Outcome
+    from runtime.front.simulated import SimulatedFront
     from schemas.errors import ReconcileError
     from schemas.node import NodeConfig
     from schemas.observation import Hardware
@@ -225,6 +226,7 @@ class SimulatedNode:
     machine: FixedHardware = field(default_factory=lambda: FixedHardware(hardware()))
     recorder: Recorder = field(default_factory=Recorder)
     lies: frozenset[str] = frozenset()
+    front: SimulatedFront | None = None
     offered: SnapshotDocument | None = None
     source_error: ReconcileError | None = None
     journal: Journal = field(init=False)
@@ -262,6 +264,7 @@ class SimulatedNode:
             progress=ignore_progress,
             run_folder=state.run,
             log_folder=state.logs,
+            front=self.front,
         )
         self.node = Node(
             config=self.config,

@@ -1,0 +1,77 @@
+"""Clients keep asking while real instances are swapped under the front."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.front import eventually
+from tests.support.swapping import Asker, SwappingNode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SWAPS = int(os.environ.get("RECONCILE_TEST_SWAPS", "10"))
+"""Swaps under load; 50 where there is time for them."""
+
+
+@pytest.fixture
+def swapping(tmp_path: Path, tiny_model: Callable[[int], Path]) -> Iterator[SwappingNode]:
+    """A node with two models."""
+    made = SwappingNode(tmp_path, (tiny_model(1), tiny_model(2)))
+    yield made
+    made.take_apart()
+
+
+def has_more(asker: Asker, model: str, count: int) -> bool:
+    """Whether a model has answered more than so often; or something went wrong, and waiting is in vain."""
+    return bool(asker.wrong) or asker.answered.get(model, 0) > count
+
+
+def test_no_request_is_lost_and_none_is_answered_wrongly(swapping: SwappingNode) -> None:
+    """Every question gets one whole answer of the model that says it answers, through every swap (I2, I3, I4).
+
+    As long as a swap takes less than the hold bound, nothing is refused either.
+    """
+    assert swapping.run(swapping.wish("a:v1")).exit_code == 0
+    askers = [Asker(swapping.keeper.address, swapping.answers, stream=stream) for stream in (False, True, True)]
+    threads = [asker.start() for asker in askers]
+    seen: dict[str, int] = {}
+    for number in range(SWAPS):
+        wanted = "ab"[(number + 1) % 2] + ":v1"
+        before = [asker.answered.get(wanted, 0) for asker in askers]
+        result = swapping.run(swapping.wish(wanted))
+        assert result.exit_code == 0, result.status.conditions
+        for asker, count in zip(askers, before, strict=True):
+            eventually(partial(has_more, asker, wanted, count), f"{wanted} answers after swap {number + 1}")
+        assert [asker.wrong for asker in askers] == [[], [], []], f"after swap {number + 1}"
+    for asker, thread in zip(askers, threads, strict=True):
+        asker.stop.set()
+        thread.join(60)
+        for model, count in asker.answered.items():
+            seen[model] = seen.get(model, 0) + count
+    assert [asker.wrong for asker in askers] == [[], [], []]
+    counts = swapping.keeper.counts()
+    assert counts is not None
+    assert counts.served == sum(seen.values()), "one answer for each question"
+    assert (counts.unavailable, counts.failed, counts.cut, counts.cut_by_drain) == (0, 0, 0, 0)
+    assert set(seen) == {"a:v1", "b:v1"}
+
+
+def test_a_new_agent_finds_the_front_and_goes_on(swapping: SwappingNode) -> None:
+    """An agent's restart touches neither the front nor the runtime, and has nothing to do."""
+    swapping.run(swapping.wish("a:v1"))
+    asker = Asker(swapping.keeper.address, swapping.answers, stream=True)
+    thread = asker.start()
+    eventually(lambda: bool(asker.answered), "it is answered")
+    swapping.restart()
+    assert swapping.run().outcomes == ()
+    before = asker.answered["a:v1"]
+    eventually(lambda: asker.answered["a:v1"] > before + 2, "it is answered on")
+    asker.stop.set()
+    thread.join(60)
+    assert asker.wrong == []

@@ -1,0 +1,236 @@
+"""A node that swaps real llama.cpp instances under the real front, and clients that keep asking it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import threading
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from reconciler.cli.wiring import _connect
+from runtime.backends.native import NativeBackend
+from runtime.engines.llamacpp import LlamaCppEngine
+from runtime.front.keeper import FrontKeeper, FrontSettings
+from runtime.host import SystemClock, host_ports
+from runtime.validation.record import record
+from schemas.errors import EngineUnreachable
+from schemas.observation import StoredModel
+from schemas.probe import ProbeDocument, Provenance
+from tests.support.builders import NODE_ID, assignment, manifest_digest, model, node, runtime, snapshot
+from tests.support.engines import NativeNode, small
+from tests.support.front import PATIENCE, dial, eventually
+from tests.support.simulated_node import LiteralDocuments, SimulatedNode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from runtime.interfaces import EngineConnection, Model, Progress
+    from schemas.ports import Stop
+    from schemas.snapshot import SnapshotDocument
+
+PROMPTS = ("Hello", "one two three", "La la la", "?")
+WEAKER = ("filesystem", "memory", "network", "pids", "user")
+TOKENS = 6
+
+
+class FleetingClock(SystemClock):
+    """The machine's clock, and as much later as it is told: so that no budget of restarts is used up."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def now(self) -> datetime:
+        """The time."""
+        return datetime.now(UTC) + self.ahead
+
+
+@dataclass
+class Shelf:
+    """Models that are there as soon as they are asked for."""
+
+    folders: Mapping[str, Path]
+    stored: set[str] = field(default_factory=set)
+
+    def list(self) -> Mapping[str, StoredModel]:
+        """Those that were asked for, intact."""
+        return {digest: StoredModel(digest, intact=True, size=1) for digest in sorted(self.stored)}
+
+    def missing(self, model: Model) -> int:
+        """Next to nothing."""
+        return int(model.digest not in self.stored)
+
+    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> None:
+        """At once."""
+        self.stored.add(model.digest)
+
+    def folder(self, digest: str) -> Path:
+        """One."""
+        return self.folders[digest]
+
+
+class ProbedDocuments(LiteralDocuments):
+    """Literal manifests, with probes that were recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probes: dict[str, ProbeDocument] = {}
+
+    def probe(self, digest: str) -> ProbeDocument:
+        """A recorded one."""
+        return self.probes[digest]
+
+
+class SwappingNode(SimulatedNode):
+    """Two models, real instances, a real front; only the repository is scripted."""
+
+    def __init__(self, folder: Path, models: tuple[Path, Path]) -> None:
+        """Record what both models answer; nothing runs yet.
+
+        Args:
+            folder: for everything.
+            models: folders of two models.
+        """
+        self.models = dict(zip(("a:v1", "b:v1"), models, strict=True))
+        self.real_clock = FleetingClock()
+        self.answers: dict[tuple[str, str], str] = {}
+        """By model and prompt: what the engine answers when it is asked directly."""
+        self.sequence = 0
+        self.shelf_of_files: Any = Shelf({manifest_digest(key): place for key, place in self.models.items()})
+        probed = ProbedDocuments()
+        config = node(backends={"native": {"allowUnenforced": WEAKER}})
+        super().__init__(folder / "state", config=config, documents=probed)
+        for key, place in self.models.items():
+            native = NativeNode(folder / key[0])
+            with native.running(place) as connection:
+                self._record(key, native.engine, connection, probed)
+
+    def _record(self, key: str, engine: LlamaCppEngine, connection: EngineConnection, probed: ProbedDocuments) -> None:
+        engine_wait(engine, connection)
+        provenance = Provenance(engine="llamacpp", version="1.0", manifest=manifest_digest(key), machine="test")
+        probe = model(key[0])["validation"]["probe"]["digest"]
+        probed.probes[probe] = ProbeDocument.model_validate(
+            {
+                "apiVersion": "reconcile/v1alpha1",
+                "kind": "Probe",
+                "metadata": {"name": "p", "model": key},
+                "spec": record(engine, connection, provenance, tokens=4),
+            }
+        )
+        for prompt in PROMPTS:
+            said: Any = connection.request("POST", "/v1/completions", ask_for(prompt), timeout=PATIENCE)
+            self.answers[key, prompt] = said["choices"][0]["text"]
+
+    def restart(self) -> None:
+        """A new agent over the same world, with real parts."""
+        super().restart()
+        ports = replace(host_ports(), clock=self.real_clock)
+        run = self.node.state.run
+        self.keeper = FrontKeeper(run, FrontSettings(), uid=os.geteuid(), ports=ports)
+        adapters = replace(
+            self.node.adapters,
+            ports=ports,
+            store=self.shelf_of_files,
+            backends={"native": NativeBackend(run, network="testnet", node_id=NODE_ID, ports=ports)},
+            engines={"llamacpp": LlamaCppEngine()},
+            connect=_connect,
+            front=self.keeper,
+        )
+        self.node = replace(self.node, adapters=adapters)
+        self.reconciler._node = self.node
+
+    def wish(self, key: str) -> SnapshotDocument:
+        """The next snapshot: one of the models serves."""
+        self.sequence += 1
+        self.real_clock.ahead += timedelta(minutes=11)
+        native = LlamaCppEngine().native()
+        assert native is not None
+        allowed = {"allowUnenforced": WEAKER}
+        spec = runtime(version=native.version, isolation=allowed, engineArgs=json.loads(small().to_json()))  # type: ignore[attr-defined]
+        return snapshot(
+            models=tuple(model(name[0]) for name in self.models),
+            runtimes=(spec,),
+            assignments=(assignment(key),),
+            sequence=self.sequence,
+        )
+
+    def take_apart(self) -> None:
+        """Nothing is left running."""
+        self.keeper.stop()
+        backend = self.node.adapters.backends["native"]
+        for instance in backend.list():
+            backend.remove(instance.name)
+        self.journal.close()
+
+
+def engine_wait(engine: LlamaCppEngine, connection: EngineConnection) -> None:
+    """Until it is ready."""
+
+    def ready() -> bool:
+        try:
+            return engine.ready(connection)
+        except EngineUnreachable:
+            return False
+
+    eventually(ready, "the engine is ready")
+
+
+def ask_for(prompt: str, **fields: Any) -> dict[str, Any]:
+    """A question whose answer is always the same."""
+    return {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "cache_prompt": False, **fields}
+
+
+@dataclass
+class Asker:
+    """A client that keeps asking on one connection, one question after the other, and checks each answer."""
+
+    address: Path
+    answers: Mapping[tuple[str, str], str]
+    stream: bool
+    answered: dict[str, int] = field(default_factory=dict)
+    """By model: answers that were right."""
+    wrong: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> threading.Thread:
+        """Ask in a thread."""
+        thread = threading.Thread(target=self._ask_on, daemon=True)
+        thread.start()
+        return thread
+
+    def _ask_on(self) -> None:
+        http_ = http.client.HTTPConnection("localhost")
+        http_.sock = dial(self.address)
+        number = 0
+        try:
+            while not self.stop.is_set():
+                number += 1
+                self._ask(http_, PROMPTS[number % len(PROMPTS)])
+        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+            self.wrong.append(f"question {number}: {error!r}")
+        finally:
+            http_.close()
+
+    def _ask(self, http_: http.client.HTTPConnection, prompt: str) -> None:
+        body = json.dumps(ask_for(prompt, stream=self.stream))
+        http_.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        response = http_.getresponse()
+        content = response.read().decode()
+        if response.status != 200:
+            self.wrong.append(f"{response.status} {content}")
+            return
+        if self.stream:
+            events = [line.removeprefix("data: ") for line in content.splitlines() if line.startswith("data: ")]
+            if events[-1] != "[DONE]":
+                self.wrong.append(f"a stream without an end: {events[-1]}")
+            parts = [json.loads(event) for event in events[:-1]]
+        else:
+            parts = [json.loads(content)]
+        text = "".join(choice["text"] for part in parts for choice in part["choices"])
+        served = str(parts[0]["model"])
+        if self.answers.get((served, prompt)) != text:
+            self.wrong.append(f"{served} was asked {prompt!r} and said {text!r}")
+        self.answered[served] = self.answered.get(served, 0) + 1
