@@ -18,7 +18,9 @@ class Repository(Frozen):
     url: Annotated[
         str,
         StringConstraints(
-            pattern=r"^((file|https|ssh)://|/)[!-~]{1,2000}$|^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[!-~]{1,1000}$"
+            # What begins with a hyphen would be an option to git or ssh.
+            pattern=r"^((file|https|ssh)://[!-,.-~]|/)[!-~]{0,2000}$"
+            r"|^[A-Za-z0-9._][A-Za-z0-9._-]*@[A-Za-z0-9.][A-Za-z0-9.-]*:[!-~]{1,1000}$"
         ),
     ]
     """`file://`, `https://` or `ssh://` (or `user@host:path`). Transports that run commands are refused."""

@@ -58,7 +58,7 @@ class Scene:
     environment: dict[str, str] = field(default_factory=dict)
     """What is added to the environment of the node's processes."""
     planted: bool = False
-    """Whether the branch already shows what it shall: otherwise the working copy is committed."""
+    """Whether the branch already shows what it shall: otherwise what changed in the working copy is committed."""
 
     # --- genuine documents ----------------------------------------------------------------------------------------
 
@@ -130,7 +130,6 @@ class Scene:
     def mirror(self) -> Repository:
         """A second repository of the network, as it is now; the node asks both."""
         target = self.folder / "mirror"
-        self.repository.commit()
         shutil.copytree(self.repository.folder, target, symlinks=True)
         made = Repository(target)
         self.config["repositories"] = [{"url": self.repository.url}, {"url": made.url}]

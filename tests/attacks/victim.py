@@ -21,7 +21,7 @@ from tiny_model import write_tiny_model
 from desired_state import document
 from schemas.digests import digest_bytes
 from tests.attacks.scene import IN_FORCE, PINNED, Scene
-from tests.desired_state.network import NETWORK, Repository
+from tests.desired_state.network import NETWORK, Repository, git
 from tests.support.quiet_demo import QuietDemo
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Victim(QuietDemo):
 
     def enter(self, scene: Scene) -> Seen:
         """Show the node what became of the scene, and let it look."""
-        if not scene.planted:
+        if not scene.planted and git(self.network, "status", "--porcelain"):
             scene.repository.commit()
         # JSON is YAML.
         self.config.write_text(json.dumps(scene.config), encoding="utf-8")

@@ -40,7 +40,7 @@ def hostile_mirror(scene: Scene) -> None:
     _put(scene, scene.mirror(), scene.two, ())
 
 
-@attack("Equivocation", holds="one of two repositories")
+@attack("Equivocation", holds="one of two repositories", code=0)
 def contradicting_mirror(scene: Scene) -> None:
     """A mirror that offers another content for the sequence in force, genuinely signed."""
     _put(scene, scene.mirror(), scene.snapshot(IN_FORCE, note="other"))
@@ -78,6 +78,14 @@ def mirror_with_other_models(scene: Scene) -> None:
     mirror.write(scene.manifest, b"another\n")
     _put(scene, mirror, scene.two)
     scene.put(scene.two)
+
+
+@attack("DigestMismatch", holds="one of two repositories", code=0)
+def mirror_without_models(scene: Scene) -> None:
+    """A mirror that shows a genuine next snapshot beside another manifest, while the other stays where it is."""
+    mirror = scene.mirror()
+    mirror.write(scene.manifest, b"another\n")
+    _put(scene, mirror, scene.two)
 
 
 @attack("Withdrawn", condition="Ready", holds="signers who do not look", code=6, serves=False, accepts=True)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import subprocess
+import hashlib
+import zlib
 from typing import TYPE_CHECKING
 
 from desired_state import layout
 from tests.attacks.table import attack
-from tests.desired_state.network import GIT_ENVIRONMENT, NETWORK, git
+from tests.desired_state.network import NETWORK, git
 
 if TYPE_CHECKING:
     from tests.attacks.scene import Scene
 
 
+def _object(scene: Scene, kind: str, content: bytes) -> str:
+    """Write an object as it is, whatever git thinks of it; its id."""
+    whole = f"{kind} {len(content)}\0".encode() + content
+    digest = hashlib.sha1(whole).hexdigest()
+    path = scene.repository.folder / ".git/objects" / digest[:2] / digest[2:]
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(zlib.compress(whole, 1))
+    return digest
+
+
 def _tree(scene: Scene, entries: bytes) -> str:
-    """A tree with these raw entries, whatever git thinks of them."""
-    done = subprocess.run(
-        ["git", "hash-object", "-t", "tree", "-w", "--stdin", "--literally"],
-        cwd=scene.repository.folder,
-        env=GIT_ENVIRONMENT,
-        input=entries,
-        capture_output=True,
-        check=True,
-    )
-    return done.stdout.decode().strip()
+    return _object(scene, "tree", entries)
 
 
 def _entry(mode: str, name: bytes, digest: str) -> bytes:
@@ -59,7 +62,7 @@ def doubled_entry(scene: Scene) -> None:
 @attack("LimitExceeded")
 def huge_tree(scene: Scene) -> None:
     """A hundred thousand trust documents, all of them one empty file."""
-    empty = git(scene.repository.folder, "hash-object", "-w", "/dev/null")
+    empty = _object(scene, "blob", b"")
     names = sorted(f"{number}.yaml".encode() for number in range(1, 100_000))
     folder = _tree(scene, b"".join(_entry("100644", name, empty) for name in names))
     kept = (layout.snapshot_file(NETWORK), layout.snapshot_signatures(NETWORK))
@@ -85,28 +88,30 @@ def large_repository(scene: Scene) -> None:
     """More bytes than the owner lets a repository have."""
     scene.config["maxRepository"] = "4MiB"
     noise = b"".join(number.to_bytes(8, "big") for number in range(2**20))
-    import hashlib
-
     scene.repository.write("ballast", hashlib.shake_256(noise).digest(5 * 2**20))
+
+
+@attack("MalformedDocument")
+def submodule_command(scene: Scene) -> None:
+    """A submodule that is updated by a command (CVE-2019-19604)."""
+    modules = f'[submodule "x"]\n\tpath = x\n\turl = https://example.org/\n\tupdate = !touch {scene.trap}\n'
+    scene.repository.write(".gitmodules", modules.encode())
 
 
 @attack("Verified", code=0)
 def traps_in_the_tree(scene: Scene) -> None:
     """Filters, LFS, submodules and hooks in the tree, each of which would run a command: nothing is checked out."""
     command = f"touch {scene.trap}"
-    scene.repository.write(".gitattributes", b"* filter=evil diff=evil merge=evil text eol=crlf working-tree-encoding=UTF-16\n")
     scene.repository.write(".lfsconfig", f"[lfs]\n\turl = ext::{command}\n".encode())
     scene.repository.write(".gitconfig", f'[filter "evil"]\n\tsmudge = {command}\n'.encode())
-    modules = f'[submodule "x"]\n\tpath = x\n\turl = ext::{command}\n\tupdate = !{command}\n'
-    scene.repository.write(".gitmodules", modules.encode())
+    scene.repository.write(".gitmodules", f'[submodule "x"]\n\tpath = x\n\turl = ext::{command}\n'.encode())
     scene.repository.write("hooks/post-checkout", f"#!/bin/sh\n{command}\n".encode())
     scene.path("hooks/post-checkout").chmod(0o755)
-    git(scene.repository.folder, "-c", "core.autocrlf=false", "add", "--all", "--force", "--", ":!.gitattributes")
-    digest = subprocess.run(
-        ["git", "hash-object", "-w", "--no-filters", ".gitattributes"],
-        cwd=scene.repository.folder, env=GIT_ENVIRONMENT, capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-    git(scene.repository.folder, "update-index", "--add", "--cacheinfo", f"100644,{digest},.gitattributes")
+    git(scene.repository.folder, "add", "--all", "--force")
+    # Not through the index's own filters, which git would refuse here.
+    rules = b"* filter=evil diff=evil merge=evil text eol=crlf working-tree-encoding=UTF-16\n"
+    rules_id = _object(scene, "blob", rules)
+    git(scene.repository.folder, "update-index", "--add", "--cacheinfo", f"100644,{rules_id},.gitattributes")
     scene.plant(git(scene.repository.folder, "write-tree"))
 
 

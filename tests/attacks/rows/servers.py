@@ -61,10 +61,9 @@ def option_for_a_branch(scene: Scene) -> None:
 
 
 @attack("LimitExceeded", holds="the git server")
-def endless_pack(scene: Scene) -> None:
-    """A pack of empty objects without end."""
-    scene.config["maxRepository"] = "4MiB"
-    _served(scene, "endless-pack")
+def countless_pack(scene: Scene) -> None:
+    """A pack that claims two thousand million objects."""
+    _served(scene, "countless")
 
 
 @attack("SourceUnreachable", holds="the git server", code=0)
