@@ -98,9 +98,7 @@ class HostProcesses:
         """
         from runtime.subprocesses import run_bounded  # noqa: PLC0415 - most commands start no subprocess
 
-        return run_bounded(
-            argv, timeout=timeout, max_output=max_output, env=env, cwd=cwd, stdin=stdin, memory=memory
-        )
+        return run_bounded(argv, timeout=timeout, max_output=max_output, env=env, cwd=cwd, stdin=stdin, memory=memory)
 
 
 class DurableFiles:

@@ -7,11 +7,16 @@ starts it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
 import sys
 import time
 import zlib
 from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 COMMIT = "c0ffee" + "0" * 34
 """The commit that the branch is said to show."""
@@ -42,7 +47,7 @@ def header(kind: int, size: int) -> bytes:
 def pack(*objects: bytes) -> bytes:
     """A pack of encoded objects."""
     body = b"PACK" + struct.pack(">II", 2, len(objects)) + b"".join(objects)
-    return body + hashlib.sha1(body).digest()  # noqa: S324 - git's own
+    return body + hashlib.sha1(body).digest()
 
 
 def inflating() -> bytes:
@@ -59,14 +64,14 @@ def deltas() -> bytes:
     """A small object, and a delta of some bytes that makes three gibibytes out of it, by copying it again and again."""
     base = bytes(2**16)
     size = 3 * 2**30
-    name = hashlib.sha1(b"blob %d\0" % len(base) + base).digest()  # noqa: S324 - git's own
+    name = hashlib.sha1(b"blob %d\0" % len(base) + base).digest()
     delta = _varint(len(base)) + _varint(size) + b"\x80" * (size // len(base))
     return pack(header(3, len(base)) + zlib.compress(base), header(7, len(delta)) + name + zlib.compress(delta))
 
 
 def _varint(number: int) -> bytes:
     out = bytearray()
-    while number > 127:  # noqa: PLR2004 - seven bits a byte
+    while number > 127:
         out.append(number & 127 | 128)
         number >>= 7
     return bytes([*out, number])
@@ -92,35 +97,44 @@ def fetched(content: bytes) -> None:
             return
 
 
-def main(mode: str) -> None:
-    """Do as the mode says, for as long as anybody listens."""
-    if mode == "silent":
-        time.sleep(3600)
-    elif mode == "drip":
-        for byte in advertise() * 1000:
-            say(bytes([byte]))
-            time.sleep(0.5)
-    elif mode == "refs":
-        say(packet(f"{COMMIT} refs/heads/main\0agent=git/hostile\n"))
-        number = 0
-        while True:
-            say(b"".join(packet(f"{COMMIT} refs/heads/{index:0200d}\n") for index in range(number, number + 1000)))
-            number += 1000
-    elif mode == "words":
-        while True:
-            sys.stderr.buffer.write(b"\x1b[31mfatal: " + b"x" * 65_000 + b"\n")
-    elif mode == "option":
-        say(advertise("refs/heads/--upload-pack=touch"))
-    elif mode == "countless":
-        fetched(b"PACK" + struct.pack(">II", 2, 2**31) + (header(3, 0) + zlib.compress(b"")) * 1000)
-    elif mode == "inflating":
-        fetched(b"PACK" + struct.pack(">II", 2, 1) + inflating())
-    elif mode == "deltas":
-        fetched(deltas())
-    elif mode == "garbage":
-        say(b"HTTP/1.1 200 OK\r\n\r\n<html>")
+def drip() -> None:
+    """A byte at a time."""
+    for byte in advertise() * 1000:
+        say(bytes([byte]))
+        time.sleep(0.5)
 
+
+def refs() -> NoReturn:
+    """Branches without end."""
+    say(packet(f"{COMMIT} refs/heads/main\0agent=git/hostile\n"))
+    for start in itertools.count(0, 1000):
+        say(b"".join(packet(f"{COMMIT} refs/heads/{number:0200d}\n") for number in range(start, start + 1000)))
+    raise AssertionError
+
+
+def words() -> NoReturn:
+    """An error message without end."""
+    while True:
+        sys.stderr.buffer.write(b"\x1b[31mfatal: " + b"x" * 65_000 + b"\n")
+
+
+def countless() -> None:
+    """A pack of a thousand objects that claims two thousand million."""
+    fetched(b"PACK" + struct.pack(">II", 2, 2**31) + (header(3, 0) + zlib.compress(b"")) * 1000)
+
+
+MODES: dict[str, Callable[[], None]] = {
+    "silent": lambda: time.sleep(3600),
+    "drip": drip,
+    "refs": refs,
+    "words": words,
+    "option": lambda: say(advertise("refs/heads/--upload-pack=touch")),
+    "garbage": lambda: say(b"HTTP/1.1 200 OK\r\n\r\n<html>"),
+    "countless": countless,
+    "inflating": lambda: fetched(b"PACK" + struct.pack(">II", 2, 1) + inflating()),
+    "deltas": lambda: fetched(deltas()),
+}
 
 if __name__ == "__main__":
     with suppress(BrokenPipeError):
-        main(sys.argv[1])
+        MODES[sys.argv[1]]()

@@ -80,3 +80,9 @@ def attack(
         return change
 
     return enter
+
+
+def line(attack: Attack, reason: str, code: int, *, answered: bool) -> str:
+    """A row as it was seen, for a terminal."""
+    serving = "serves" if answered else "stopped"
+    return f"{attack.name:<28} {reason:<18} exit {code}  {serving:<8} {attack.holds:<40} {attack.title}"

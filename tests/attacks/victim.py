@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 REMEMBERED = ("state.db", "state.db-wal", "state.db-shm", "mark", "status.json", "repo.git")
 """What a node knows about its network, in its state directory."""
+OFTEN = 8
+"""Rows after which the node is shown a good snapshot, with all that it remembers of them."""
 PATIENCE = 240
 """Seconds for one pass: a hundred times what it takes."""
 
@@ -71,6 +73,9 @@ class Seen:
 
 class Victim(QuietDemo):
     """A node that serves snapshot 5 of the tests' network."""
+
+    rows = 0
+    """Attacks that it has seen."""
 
     @property
     def network(self) -> Path:
@@ -135,6 +140,18 @@ class Victim(QuietDemo):
         shutil.rmtree(self.network)
         _copy(self.folder / "pristine", self.network)
         self.config.write_bytes(self.own_config)
+
+    def goes_on(self) -> None:
+        """Now and then, see that nothing of what the node was shown keeps it from the next good snapshot."""
+        self.rows += 1
+        if self.rows % OFTEN:
+            return
+        scene = self.scene(self.folder)
+        scene.put(scene.two)
+        good = self.enter(scene)
+        assert (good.code, good.reason("SourceVerified"), good.accepts) == (0, "Verified", True), good
+        self.leave()
+        self.forget()
 
     def look(self, environment: Mapping[str, str] | None = None) -> Seen:
         """One pass."""

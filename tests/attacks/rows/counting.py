@@ -26,7 +26,9 @@ def threshold_by_duplicates(scene: Scene) -> None:
     text = signature(scene.two, 11)
     scene.sign(scene.two, 11, signer=address(11).lower())
     scene.repository.write(f"{SIGNATURES}/{layout.signature_name(address(11).lower())}", signature_file(scene.two, 11))
-    scene.put_signature(STRANGER, signature_file(scene.two, 11, signature=text[:130] + f"{int(text[130:], 16) - 27:02x}"))
+    scene.put_signature(
+        STRANGER, signature_file(scene.two, 11, signature=text[:130] + f"{int(text[130:], 16) - 27:02x}")
+    )
     scene.put_signature(98, signature_file(scene.two, 11))
 
 

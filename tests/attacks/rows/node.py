@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from tests.attacks.scene import IN_FORCE, SNAPSHOT
 from tests.attacks.table import attack
-from tests.desired_state.network import signature_file
 
 if TYPE_CHECKING:
     from tests.attacks.scene import Scene
@@ -90,6 +89,6 @@ def mirror_without_models(scene: Scene) -> None:
 
 @attack("Withdrawn", condition="Ready", holds="signers who do not look", code=6, serves=False, accepts=True)
 def withdrawn_model(scene: Scene) -> None:
-    """The model that serves turns out to be bad, and the network withdraws it: stopped at once, though nothing is left."""
+    """The model that serves is bad, and the network withdraws it: stopped at once, though nothing is left to serve."""
     digest = scene.model["manifest"]["digest"]
     scene.put(scene.snapshot(previous=scene.one, spec={"withdrawn": [{"digest": digest, "reason": "poisoned"}]}))

@@ -42,7 +42,9 @@ def _listed(scene: Scene, path: str) -> str:
 def dot_git_in_a_tree(scene: Scene) -> None:
     """A tree with a `.git` folder, through which a checkout would be given hooks."""
     hooks = _tree(scene, _entry("40000", b"hooks", _listed(scene, "networks")))
-    scene.plant(_tree(scene, _entry("40000", b".git", hooks) + _entry("40000", b"networks", _listed(scene, "networks"))))
+    scene.plant(
+        _tree(scene, _entry("40000", b".git", hooks) + _entry("40000", b"networks", _listed(scene, "networks")))
+    )
 
 
 @attack("MalformedDocument")
@@ -68,7 +70,9 @@ def huge_tree(scene: Scene) -> None:
     kept = (layout.snapshot_file(NETWORK), layout.snapshot_signatures(NETWORK))
     entries = {path.rpartition("/")[2].encode(): _listed(scene, path) for path in kept}
     modes = {name: "100644" if name.endswith(b".yaml") else "40000" for name in entries}
-    network = b"".join(_entry(modes[name], name, entries[name]) for name in (b"snapshot.sigs", b"snapshot.v1alpha1.yaml"))
+    network = b"".join(
+        _entry(modes[name], name, entries[name]) for name in (b"snapshot.sigs", b"snapshot.v1alpha1.yaml")
+    )
     network = _tree(scene, network + _entry("40000", b"trust", folder))
     networks = _tree(scene, _entry("40000", NETWORK.encode(), network))
     scene.plant(_tree(scene, _entry("40000", b"networks", networks)))
@@ -117,7 +121,7 @@ def traps_in_the_tree(scene: Scene) -> None:
 
 @attack("Verified", code=0, holds="the git server")
 def traps_in_the_repository(scene: Scene) -> None:
-    """The configuration and hooks of a repository on a shared disk, each of which would run a command for its reader."""
+    """Configuration and hooks of a repository on a shared disk, each of which would run a command for its reader."""
     command = f"touch {scene.trap}"
     scene.repository.write("note", b"something moved\n")
     scene.repository.commit()
@@ -157,7 +161,13 @@ def replaced_objects(scene: Scene) -> None:
 def refs_like_options(scene: Scene) -> None:
     """Branches and tags that look like options and commands, the branch's own name among the tags."""
     head = git(scene.repository.folder, "rev-parse", "HEAD")
-    names = ("refs/heads/--upload-pack=x", "refs/heads/-u", "refs/tags/main", "refs/tags/$(touch${IFS}x)", "refs/heads/heads/main")
+    names = (
+        "refs/heads/--upload-pack=x",
+        "refs/heads/-u",
+        "refs/tags/main",
+        "refs/tags/$(touch${IFS}x)",
+        "refs/heads/heads/main",
+    )
     for name in names:
         git(scene.repository.folder, "update-ref", name, f"{head}~0")
     git(scene.repository.folder, "symbolic-ref", "refs/heads/other", "refs/heads/main")

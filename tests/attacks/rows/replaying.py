@@ -99,7 +99,9 @@ def wrong_domain(scene: Scene) -> None:
     elsewhere = replace(message, network="othernet")
     scene.put(scene.two, ())
     for number in (11, 12):
-        scene.put_signature(number, signature_file(scene.two, number, signature=signatures.sign(elsewhere, key(number))))
+        scene.put_signature(
+            number, signature_file(scene.two, number, signature=signatures.sign(elsewhere, key(number)))
+        )
 
 
 @attack("Verified", code=0)
