@@ -34,7 +34,7 @@ attacks: install ## hostile repositories, mirrors and servers against a real nod
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --no-cov --attack-table tests/attacks $(ARGS)
 
 fuzz: install ## every parser, with coverage as guide (SECONDS=10 for each)
-	@$(BIN)/python -m tests.fuzz $(SECONDS)
+	@$(BIN)/python -m tests.fuzz $(or $(SECONDS),10)
 
 lint: install ## style, types, layers
 	@$(BIN)/ruff check .
@@ -59,4 +59,4 @@ lock: ## resolve the locked requirements again (needs uv)
 		--no-emit-package inference-reconciler --extra dev pyproject.toml -o requirements.lock
 
 clean: ## remove what the chores made
-	@rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage*
+	@rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz htmlcov .coverage*

@@ -81,6 +81,21 @@ def old_signatures(scene: Scene) -> None:
     scene.repository.write(layout.snapshot_file("testnet"), scene.two)
 
 
+@attack("Verified", code=0, accepts=True)
+def signature_of_a_newer_form(scene: Scene) -> None:
+    """A third signature file, in a form that this agent does not know: the two that count suffice."""
+    scene.put(scene.two)
+    scene.sign(scene.two, 13, apiVersion="reconcile/v1beta7")
+
+
+@attack("Verified", code=0, accepts=True)
+def garbage_among_signatures(scene: Scene) -> None:
+    """Two hundred files of garbage beside the two signatures that count."""
+    scene.put(scene.two)
+    for number in range(200):
+        scene.repository.write(f"{SIGNATURES}/0x{number:040x}.json", bytes(range(256)))
+
+
 @attack("SignaturesPending", holds="push access, revoked keys", code=0)
 def revoked_signer(scene: Scene) -> None:
     """A signer whom trust 2 no longer names, in a snapshot that claims to need trust 1 only."""
