@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from desired_state import document as reader
-from schemas.errors import AgentTooOld, DocumentError, InvalidSignature, SignaturesPending, ThresholdNotMet, UnknownSigner
+from schemas.errors import (
+    AgentTooOld,
+    DocumentError,
+    InvalidSignature,
+    SignaturesPending,
+    ThresholdNotMet,
+    UnknownSigner,
+)
 from schemas.trust import SignatureFile
 
 if TYPE_CHECKING:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from tests.attacks.victim import Seen
+
 ISSUED, EXPIRES = -700, 36_500
 """Days around the tests' own present: documents that are in time whenever this runs."""
 IN_FORCE = 5
@@ -53,7 +55,7 @@ class Scene:
     """What the network serves: the content of every genuine snapshot."""
     config: dict[str, Any]
     """The node's configuration."""
-    look: Callable[[], object]
+    look: Callable[[], Seen]
     """Lets the node look at the repository as it is, before the attack goes on."""
     environment: dict[str, str] = field(default_factory=dict)
     """What is added to the environment of the node's processes."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Holds = Literal[
     "push access",
     "push access, one signer's key",
+    "push access, the online key",
     "push access, a threshold of signers' keys",
     "push access, a threshold of root keys",
     "push access, revoked keys",
@@ -46,6 +47,8 @@ class Attack:
     """Whether the last good state goes on serving: always, but for what the network itself withdrew."""
     accepts: bool
     """Whether a new snapshot comes in force: the attack is passed over, or repaired."""
+    learns: bool
+    """Whether the node learns something genuine all the same, which it keeps: a rotation, a timestamp."""
     says: str
     """What the message must hold."""
 
@@ -66,6 +69,7 @@ def attack(
     condition: str = "SourceVerified",
     serves: bool = True,
     accepts: bool = False,
+    learns: bool = False,
     says: str = "",
 ) -> Callable[[Change], Change]:
     """Enter a row: the function changes the scene, its docstring says how, its module's first line is the heading."""
@@ -76,7 +80,7 @@ def attack(
             raise ValueError(f"two attacks are called {name}")
         group = (change.__globals__["__doc__"] or "").partition("\n")[0].rstrip(".")
         title = " ".join((change.__doc__ or "").split())
-        ATTACKS[name] = Attack(name, group, title, holds, reason, code, change, condition, serves, accepts, says)
+        ATTACKS[name] = Attack(name, group, title, holds, reason, code, change, condition, serves, accepts, learns, says)
         return change
 
     return enter

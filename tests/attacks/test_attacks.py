@@ -36,7 +36,7 @@ def test_attack(attack: Attack, node: Victim, tmp_path: Path, record_property: C
             assert seen.serving.get("instance", node.instance) == node.instance, "it must not have been restarted"
     finally:
         node.leave()
-        if attack.accepts:
+        if attack.accepts or attack.learns:
             node.forget()
         if not attack.serves:
             node.recover()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-REMEMBERED = ("state.db", "state.db-wal", "state.db-shm", "mark", "status.json", "repo.git")
+REMEMBERED = ("state.db", "state.db-wal", "state.db-shm", "mark", "timestamp", "status.json", "repo.git")
 """What a node knows about its network, in its state directory."""
 OFTEN = 8
 """Rows after which the node is shown a good snapshot, with all that it remembers of them."""

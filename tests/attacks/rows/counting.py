@@ -96,7 +96,7 @@ def garbage_among_signatures(scene: Scene) -> None:
         scene.repository.write(f"{SIGNATURES}/0x{number:040x}.json", bytes(range(256)))
 
 
-@attack("SignaturesPending", holds="push access, revoked keys", code=0)
+@attack("SignaturesPending", holds="push access, revoked keys", code=0, learns=True)
 def revoked_signer(scene: Scene) -> None:
     """A signer whom trust 2 no longer names, in a snapshot that claims to need trust 1 only."""
     scene.repository.put_trust(2, trust(2, previous=PINNED, signers=(11, 13, 14)), (1, 2))

@@ -67,7 +67,7 @@ def fast_forward_repaired(scene: Scene) -> None:
     scene.put(scene.snapshot(1, epoch=2, trust_version=2), (14, 16))
 
 
-@attack("RollbackAttack", holds="push access, revoked keys")
+@attack("RollbackAttack", holds="push access, revoked keys", learns=True)
 def ended_epoch(scene: Scene) -> None:
     """The fast-forward that root undid, played again."""
     scene.repository.put_trust(2, trust(2, previous=PINNED, epoch=2), (1, 2))
