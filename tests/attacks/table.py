@@ -80,7 +80,9 @@ def attack(
             raise ValueError(f"two attacks are called {name}")
         group = (change.__globals__["__doc__"] or "").partition("\n")[0].rstrip(".")
         title = " ".join((change.__doc__ or "").split())
-        ATTACKS[name] = Attack(name, group, title, holds, reason, code, change, condition, serves, accepts, learns, says)
+        ATTACKS[name] = Attack(
+            name, group, title, holds, reason, code, change, condition, serves, accepts, learns, says
+        )
         return change
 
     return enter

@@ -23,7 +23,7 @@ from desired_state.files import check_path
 from desired_state.git_safety import check_address, check_branch, scrub
 from desired_state.git_source import GitSettings, GitSource
 from desired_state.load import parse_manifest, parse_probe
-from desired_state.signatures import snapshot_message, trust_message
+from desired_state.signatures import snapshot_message, timestamp_message, trust_message
 from desired_state.tally import count
 from desired_state.watermark import MarkFile
 from reconciler import windows
@@ -42,6 +42,7 @@ from schemas.node import NodeConfig, SourcePolicy
 from schemas.plan import Plan
 from schemas.ports import Completed, Ports
 from schemas.snapshot import SnapshotDocument, Window
+from schemas.timestamp import TimestampDocument
 from schemas.trust import Role, TrustDocument
 from tests.desired_state import network
 from tests.support.models import OPEN_POLICY, gguf, safetensors
@@ -168,6 +169,14 @@ def node_configuration(content: bytes) -> None:
         for repository in read.repositories:
             check_address(repository.url)
         check_branch(read.branch)
+
+
+@target(network.timestamp_text(SNAPSHOT))
+def timestamp(content: bytes) -> None:
+    """Timestamps, up to what is signed."""
+    with suppress(ReconcileError):
+        read = document.load(content, TimestampDocument, file="f", limit=2**14)
+        timestamp_message(read, content).full()
 
 
 ROLE = Role(threshold=1, signers=tuple(network.address(number) for number in network.SIGNERS))

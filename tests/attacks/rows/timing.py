@@ -33,7 +33,7 @@ def expired_trust(scene: Scene) -> None:
     scene.put(scene.two)
 
 
-# Withholding what is newer. The role `timestamp` is an online key's; it decides nothing, and is missed when it is silent.
+# Withholding what is newer. The role `timestamp` is an online key's: it decides nothing, and its silence is heard.
 
 
 def _promise(scene: Scene, snapshot: bytes | None, **fields: float) -> None:
