@@ -9,7 +9,7 @@ STAMP   := $(VENV)/.installed
 # Parallel tests: one worker per processor, at most four (engines are started for real).
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help install demo test lint format bench docs lock schemas clean
+.PHONY: help install demo test attacks fuzz lint format bench docs lock schemas clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ demo: install ## a node pulls, plans, downloads, verifies, starts, validates, se
 test: install ## every test that this machine can run, in parallel, with the coverage floor
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered $(ARGS)
 
+attacks: install ## hostile repositories, mirrors and servers against a real node, as a table
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --no-cov --attack-table tests/attacks $(ARGS)
+
+fuzz: install ## every parser, with coverage as guide (SECONDS=10 for each)
+	@$(BIN)/python -m tests.fuzz $(or $(SECONDS),10)
+
 lint: install ## style, types, layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -43,13 +49,14 @@ format: install ## rewrite in the project's style
 bench: install ## measure (ONLY=name for one); writes benchmarks/results.json and RESULTS.md
 	@$(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY))
 
-docs: install ## write the generated references (JSON Schemas, reasons)
+docs: install ## write the generated references (JSON Schemas, reasons, attack table)
 	@$(BIN)/python -m schemas.publish
 	@$(BIN)/python -m schemas.reasons
+	@$(BIN)/python -m tests.attacks.publish
 
 lock: ## resolve the locked requirements again (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-package inference-reconciler --extra dev pyproject.toml -o requirements.lock
 
 clean: ## remove what the chores made
-	@rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage*
+	@rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz htmlcov .coverage*

@@ -16,14 +16,12 @@ from typing import Any, Final
 
 import git
 
-from desired_state.git_safety import scrub, transport_options
+from desired_state.git_safety import met_a_limit, scrub, transport_options
 
 _MEMORY: Final = 2**30
 """Bytes that git may allocate. Files above 1 MiB are streamed, so that only a bomb of deltas needs more."""
 _MAX_PACKS: Final = 50
 """Packs after which the mirror is repacked: git's own threshold (`gc.autoPackLimit`)."""
-_TOO_LARGE: Final = ("File too large", "died of signal 25", "out of memory", "Out of memory")
-"""What git says when it met a limit: EFBIG, SIGXFSZ, no memory."""
 _REFUSED: Final = ("fsck error", "badTree", "is corrupt", "inconsistent")
 
 
@@ -42,6 +40,8 @@ def main() -> int:
         answer = {"commit": fetch(request)}
     except _Failed as error:
         answer = {"kind": error.kind, "message": str(error)}
+    except MemoryError:
+        answer = {"kind": "limit", "message": "says more than fits in memory"}
     except (git.GitError, OSError, ValueError) as error:
         answer = {"kind": "unreachable", "message": scrub(str(error))}
     sys.stdout.write(json.dumps(answer))
@@ -137,7 +137,7 @@ def _repack(repository: git.Repo) -> None:
 
 
 def _failure(words: str, limit: int) -> _Failed:
-    if any(sign in words for sign in _TOO_LARGE):
+    if met_a_limit(words):
         return _Failed("limit", f"sends more than {limit} bytes, or more than fits in memory")
     if any(sign in words for sign in _REFUSED):
         return _Failed("refused", scrub(words))

@@ -18,7 +18,10 @@ TRANSPORTS: Final = "file:https:ssh"
 """Transports that git may use, also after a redirect or a rewrite of the address. `ext` runs commands by design, `git`
 and `http` let everybody on the way withhold or replay."""
 
-_ADDRESS: Final = re.compile(r"(?:(?:file|https|ssh)://|/)[!-~]+|[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!:)[!-~]+")
+_ADDRESS: Final = re.compile(
+    # No host and no user begins with a hyphen: ssh would take it for an option (CVE-2017-1000117).
+    r"(?:(?:file|https|ssh)://(?!-)|/)[!-~]+|[A-Za-z0-9._][A-Za-z0-9._-]*@(?!-)[A-Za-z0-9.-]+:(?!:)[!-~]+"
+)
 _BRANCH: Final = re.compile(r"(?!.*(?:\.\.|//|\.lock(?:/|$)|/\.|@\{))[A-Za-z0-9][A-Za-z0-9._/-]{0,127}(?<![./])")
 
 _KEPT: Final = frozenset(
@@ -62,6 +65,14 @@ from one is safe by git's own promise; its hooks and filters do not run, and not
 
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s]*@")
 _INVISIBLE: Final = re.compile(r"[^\t\n -~\u00a1-\u1fff\u2070-\ud7ff\uf900-\ufefe]")
+_LIMITS: Final = (
+    "File too large",
+    "died of signal 25",
+    "out of memory",
+    "Out of memory",
+    "data too large to fit into virtual memory",
+)
+"""What git says when it met a limit: EFBIG, SIGXFSZ, no memory, no address space."""
 _LOUD: Final = ("fatal:", "error:", "ERROR:")
 _WORDS: Final = 400
 """Characters that are kept of what git says."""
@@ -123,6 +134,11 @@ def check_branch(branch: str) -> str:
 def transport_options(url: str) -> tuple[str, ...]:
     """Options for `ls-remote` and `fetch` that depend on the address."""
     return (f"--upload-pack={UPLOAD_PACK}",) if url.startswith(("/", "file://")) else ()
+
+
+def met_a_limit(words: str) -> bool:
+    """Whether git says that it was given more than it may take."""
+    return any(sign in words for sign in _LIMITS)
 
 
 def scrub(text: str) -> str:

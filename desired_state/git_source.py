@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from desired_state.files import MAX_ENTRIES, check_path
-from desired_state.git_safety import check_address, check_branch, environment, scrub, transport_options
+from desired_state.git_safety import (
+    check_address,
+    check_branch,
+    environment,
+    met_a_limit,
+    scrub,
+    transport_options,
+)
 from schemas.digests import digest_text, short
 from schemas.errors import LimitExceeded, MalformedDocument, MissingDocument, ReconcileError, SourceUnreachable
 
@@ -39,6 +46,12 @@ _ROOT: Final = Path("/")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LOCAL_TIMEOUT: Final = 30.0
 """Seconds for reading objects of the mirror: a thousand times what it takes."""
+_LISTED: Final = re.compile(r"([0-7]{6}) [a-z]+ ([0-9a-f]{40}|[0-9a-f]{64}) +([0-9]{1,18}|-)\t(.+)", re.DOTALL)
+"""A line of `git ls-tree -l -z`: mode, type, object, size, path."""
+_LIST_MEMORY: Final = 2**28
+"""Bytes that git may allocate for a server's list of branches: room for a million, where one is asked for."""
+_WORDS_LIMIT: Final = 2**16
+"""Bytes that are read of what git prints about a server: a commit, or why there is none."""
 _PATHS: Final = 256
 """Paths asked for in one call: at 255 characters each within the bounds of a command line."""
 _LISTING: Final = 2**25
@@ -79,12 +92,16 @@ class GitSource:
 
         Raises:
             SourceUnreachable: the repository does not answer, or has no such branch.
+            LimitExceeded: its answer does not end.
             ConfigError: the address or the branch is not one.
         """
         ref = f"refs/heads/{check_branch(branch)}"
         options = transport_options(check_address(url))
-        done = self._git(("ls-remote", "--quiet", *options, "--", url, ref), url, timeout=self._settings.timeout)
+        command = ("ls-remote", "--quiet", *options, "--", url, ref)
+        done = self._remote(("git", *command), url, memory=_LIST_MEMORY)
         if done.returncode != 0:
+            if met_a_limit(done.stderr.decode(errors="replace")):
+                raise LimitExceeded(f"lists more branches than fit into {_LIST_MEMORY >> 20} MiB", file=scrub(url))
             raise SourceUnreachable(f"{scrub(url)}: {_words(done)}")
         for line in done.stdout.decode(errors="replace").splitlines():
             commit, _, name = line.partition("\t")
@@ -126,9 +143,8 @@ class GitSource:
         # A process of its own: GitPython leaks in long-running ones, and limits on memory and file size can be set.
         command = (sys.executable, "-P", "-m", "desired_state.git_fetch")
         package = str(Path(__file__).resolve().parent.parent)
-        done = self._run(
-            command, url, stdin=json.dumps(request).encode(), extra={"PYTHONPATH": package}, max_output=2**16
-        )
+        extra = {"PYTHONPATH": package}
+        done = self._remote(command, url, stdin=json.dumps(request).encode(), extra=extra)
         return _fetched(done, url)
 
     def follows(self, url: str, branch: str, into: Path, *, old: str, new: str) -> bool | None:
@@ -230,28 +246,54 @@ class GitSource:
     ) -> Completed:
         return self._run(("git", *arguments), subject, stdin=stdin, timeout=timeout, max_output=max_output)
 
+    def _remote(
+        self,
+        command: Sequence[str],
+        url: str,
+        *,
+        stdin: bytes = b"",
+        extra: Mapping[str, str] | None = None,
+        memory: int | None = None,
+    ) -> Completed:
+        """Run what talks to somebody else's server, whose lists and words need not end."""
+        try:
+            return self._run(
+                command,
+                url,
+                stdin=stdin,
+                timeout=self._settings.timeout,
+                max_output=_WORDS_LIMIT,
+                extra=extra,
+                memory=memory,
+            )
+        except SourceUnreachable as error:
+            if isinstance(error.__cause__, OverflowError):
+                raise LimitExceeded(f"says more than {_WORDS_LIMIT} bytes", file=scrub(url)) from error
+            raise
+
     def _run(
         self,
         command: Sequence[str],
         subject: str,
         *,
         stdin: bytes = b"",
-        timeout: float | None = None,
+        timeout: float,
         max_output: int,
         extra: Mapping[str, str] | None = None,
+        memory: int | None = None,
     ) -> Completed:
-        bound = self._settings.timeout if timeout is None else timeout
         try:
             return self._ports.processes.run(
                 command,
-                timeout=bound,
+                timeout=timeout,
                 max_output=max_output,
                 env={**self._environment, **(extra or {})},
                 cwd=_ROOT,
                 stdin=stdin,
+                memory=memory,
             )
         except TimeoutError as error:
-            raise SourceUnreachable(f"{scrub(subject)}: no answer within {bound:g} seconds") from error
+            raise SourceUnreachable(f"{scrub(subject)}: no answer within {timeout:g} seconds") from error
         except OverflowError as error:
             raise SourceUnreachable(f"{scrub(subject)}: git printed more than {max_output} bytes") from error
         except OSError as error:
@@ -368,10 +410,16 @@ class CommitFiles:
 
 
 def _entry(line: str) -> _Blob:
-    """One line of `git ls-tree -l`: mode, type, object and size, then a tab and the path."""
-    head, _, name = line.partition("\t")
-    mode, _, digest, size = head.split()
-    return _Blob(mode, digest, int(size) if size.isdigit() else 0, name)
+    """One line of `git ls-tree -l`: mode, type, object and size, then a tab and the path.
+
+    Raises:
+        SourceUnreachable: it is none.
+    """
+    match = _LISTED.fullmatch(line)
+    if match is None:
+        raise SourceUnreachable("git lists a tree in an unknown form", hint="is another program called `git`?")
+    mode, digest, size, name = match.groups()
+    return _Blob(mode, digest, int(size) if size != "-" else 0, name)
 
 
 def _regular(entry: _Blob | None, path: str, limit: int) -> _Blob:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from desired_state import document as reader
-from schemas.errors import DocumentError, InvalidSignature, SignaturesPending, ThresholdNotMet, UnknownSigner
+from schemas.errors import (
+    AgentTooOld,
+    DocumentError,
+    InvalidSignature,
+    SignaturesPending,
+    ThresholdNotMet,
+    UnknownSigner,
+)
 from schemas.trust import SignatureFile
 
 if TYPE_CHECKING:
@@ -59,7 +66,8 @@ def count(message: TypedData, digest: str, signatures: Sequence[bytes], role: Ro
     for content in signatures[:MAX_SIGNATURES]:
         try:
             claimed, address = _recovered(message, digest, content)
-        except (DocumentError, InvalidSignature) as error:
+        except (DocumentError, AgentTooOld, InvalidSignature) as error:
+            # Also one in a newer form: whoever can add a file must not stop a threshold that is reached without it.
             faults.append(error.message)
             continue
         if address is None:

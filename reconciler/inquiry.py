@@ -104,7 +104,9 @@ def inquire(question: Question) -> Answer:
     """
     round_ = _Round.of(question)
     choice, documents, error, results = _choose(round_.results(), round_.offers, question.accepted)
-    standing = round_.stands and not isinstance(error, Equivocation)
+    # One that has not moved stands behind what is in force; not so against two that contradict each other.
+    contradicted = isinstance(error, Equivocation) and any(result.snapshot for result in results)
+    standing = round_.stands and not contradicted
     refusal = None if standing else error
     complaints = tuple(beside(results)) if error is not None and standing else ()
     if choice is not None:

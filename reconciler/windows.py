@@ -39,7 +39,7 @@ def _length(window: Window) -> timedelta:
 def _starts(window: Window, now: datetime) -> list[datetime]:
     try:
         zone = ZoneInfo(window.zone)
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: the name of a folder of zones, or far too long
         # An unknown zone never opens: doing work at an unexpected hour is worse than waiting for a correction.
         return []
     hour, minute = divmod(_minutes(window.from_), 60)

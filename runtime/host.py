@@ -85,6 +85,7 @@ class HostProcesses:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         stdin: bytes = b"",
+        memory: int | None = None,
     ) -> Completed:
         """Run to the end; see `schemas.ports.Processes`.
 
@@ -97,7 +98,7 @@ class HostProcesses:
         """
         from runtime.subprocesses import run_bounded  # noqa: PLC0415 - most commands start no subprocess
 
-        return run_bounded(argv, timeout=timeout, max_output=max_output, env=env, cwd=cwd, stdin=stdin)
+        return run_bounded(argv, timeout=timeout, max_output=max_output, env=env, cwd=cwd, stdin=stdin, memory=memory)
 
 
 class DurableFiles:

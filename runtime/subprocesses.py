@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -29,6 +30,7 @@ def run_bounded(
     env: Mapping[str, str] | None,
     cwd: Path | None,
     stdin: bytes,
+    memory: int | None,
 ) -> Completed:
     """Run a program to its end, as `schemas.ports.Processes.run` says.
 
@@ -48,6 +50,8 @@ def run_bounded(
         start_new_session=True,
         bufsize=0,
     )
+    if memory is not None:
+        _bound_memory(process.pid, memory)
     with process, selectors.DefaultSelector() as selector:
         try:
             exchange = _Exchange(process, selector, stdin, max_output)
@@ -57,6 +61,14 @@ def run_bounded(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return Completed(process.returncode, bytes(exchange.stdout), bytes(exchange.stderr))
+
+
+def _bound_memory(pid: int, memory: int) -> None:
+    """Limit what a process may allocate: from outside, for code between fork and exec is not safe beside threads."""
+    with suppress(ProcessLookupError):
+        _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+        bound = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+        resource.prlimit(pid, resource.RLIMIT_DATA, (bound, bound))
 
 
 class _Exchange:

@@ -88,8 +88,9 @@ Text = Annotated[str, StringConstraints(max_length=4096)]
 RelativePath = Annotated[
     str,
     StringConstraints(
-        # Every segment starts with a letter or digit: no "..", no hidden file, no empty segment, ASCII only.
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*$",
+        # Every segment starts with a letter or digit: no "..", no hidden file, no empty segment. None ends in a dot,
+        # which some file systems drop. ASCII only: no two spellings of one name, no look-alikes, nothing invisible.
+        pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.+-]*[A-Za-z0-9_+-])?(/[A-Za-z0-9_]([A-Za-z0-9_.+-]*[A-Za-z0-9_+-])?)*$",
         max_length=255,
     ),
 ]

@@ -88,10 +88,14 @@ class ManifestSpec(Frozen):
         if len({path.lower() for path in paths}) != len(paths):
             raise ValueError("two files have the same path")
         folded = {path.lower() for path in paths}
-        for path in folded:
+        spelled: dict[str, str] = {}
+        for path in paths:
             parts = path.split("/")
-            if any("/".join(parts[:depth]) in folded for depth in range(1, len(parts))):
-                raise ValueError(f"{path!r} lies below a path that is itself a file")
+            for folder in ("/".join(parts[:depth]) for depth in range(1, len(parts))):
+                if folder.lower() in folded:
+                    raise ValueError(f"{path!r} lies below a path that is itself a file")
+                if spelled.setdefault(folder.lower(), folder) != folder:
+                    raise ValueError(f"the folders {spelled[folder.lower()]!r} and {folder!r} differ in case only")
         return self
 
 

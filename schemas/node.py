@@ -20,7 +20,10 @@ class Repository(Frozen):
     url: Annotated[
         str,
         StringConstraints(
-            pattern=r"^((file|https|ssh)://|/)[!-~]+$|^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[!-~]+$", max_length=2048
+            # What begins with a hyphen would be an option to git or ssh.
+            pattern=r"^((file|https|ssh)://[!-,.-~]|/)[!-~]*$"
+            r"|^[A-Za-z0-9._][A-Za-z0-9._-]*@[A-Za-z0-9.][A-Za-z0-9.-]*:[!-~]+$",
+            max_length=2048,
         ),
     ]
     """`file://`, `https://` or `ssh://` (or `user@host:path`). Transports that run commands are refused."""

@@ -75,6 +75,7 @@ class Processes(Protocol):
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         stdin: bytes = b"",
+        memory: int | None = None,
     ) -> Completed:
         """Run to the end.
 
@@ -85,6 +86,7 @@ class Processes(Protocol):
             env: the complete environment; None inherits.
             cwd: working directory.
             stdin: bytes given on standard input.
+            memory: bytes that each of its processes may allocate (RLIMIT_DATA); None for no bound.
 
         Raises:
             TimeoutError: the time was up.

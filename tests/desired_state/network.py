@@ -154,8 +154,10 @@ def snapshot_text(
     requires: str = ">=0.1",
     models: Sequence[Mapping[str, Any]] | None = None,
     note: str = "",
+    spec: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """A snapshot."""
+    """A snapshot; with `spec`, of that content, and otherwise of these models."""
+    content = {"models": [model_entry()] if models is None else list(models), **({} if spec is None else spec)}
     metadata = {
         "network": network,
         "epoch": epoch,
@@ -171,7 +173,7 @@ def snapshot_text(
             "kind": "Snapshot",
             "metadata": metadata,
             "requires": {"agent": requires},
-            "spec": {"models": [model_entry()] if models is None else list(models), "extensions": {"note": note}},
+            "spec": {**content, "extensions": {"note": note}},
         }
     )
 

@@ -248,6 +248,13 @@ class TestHostProcesses:
         with pytest.raises(OverflowError, match="more than 100000 bytes"):
             run(f"import sys\nwhile True: sys.{stream}.write('x'*5000)", max_output=100_000)
 
+    def test_memory_beyond_the_limit_is_refused(self) -> None:
+        """A program that would take all memory is told that there is no more, and so are its children (I11)."""
+        code = "import subprocess,sys\nsubprocess.run([sys.executable,'-c','bytearray(2**30)'])\nbytearray(2**30)"
+        done = run(f"import time;time.sleep(0.2)\n{code}", memory=2**28)
+        assert done.returncode == 1
+        assert done.stderr.count(b"MemoryError") == 2
+
     def test_a_child_left_behind_ends_the_call_and_is_killed(self) -> None:
         """A background child that keeps the pipe open neither blocks the call nor survives it."""
         done = run("import os,time\np=os.fork()\nif p: print(p,flush=True)\nelse: time.sleep(600)")

@@ -1,0 +1,1 @@
+"""The attack table: hostile repositories, mirrors and servers against a real node at the command line."""
