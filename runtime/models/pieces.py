@@ -28,7 +28,7 @@ lose."""
 _BATCH_SHARE: Final = 256
 """Part of a model after which it is already, where the disk is quick: a crash then costs less than one percent."""
 
-_REST: Final = 8
+_REST: Final = 2
 """How often the time that saving took passes before a batch comes early: a slow disk is not made slower by it."""
 
 BATCH_SECONDS: Final = 2.0
