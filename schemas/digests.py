@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "blake3:"
 
 Hasher = blake3
-"""An incremental BLAKE3 hasher: `update(data, max_threads=n)`, `digest()`, `hexdigest()`."""
+"""An incremental BLAKE3 hasher: `Hasher(max_threads=n)`, `update(data)`, `digest()`, `hexdigest()`."""
 
 
 def digest_bytes(data: Buffer) -> str:

@@ -257,7 +257,7 @@ class Download:
         self._told(todo.file.path, todo.secured)
         if not todo.unfinished:
             _close(todo)
-        if not self._unfinished:
+        if not self._unfinished or self._journal.due():
             self._turn.notify_all()
 
     def _failed(self, job: _Job, error: SourceError) -> None:

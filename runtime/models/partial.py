@@ -118,7 +118,9 @@ class Partial:
     def journal(self, good: frozenset[int]) -> Journal:
         """The journal, going on from what is good."""
         done = {piece.number: piece.length for file in self._files for piece in file.pieces if piece.number in good}
-        return Journal(self.journal_path, self._manifest, done, files=self._ports.files, clock=self._ports.clock)
+        size = sum(file.size for file in self._files)
+        ports = self._ports
+        return Journal(self.journal_path, self._manifest, done, size=size, files=ports.files, clock=ports.clock)
 
     def seal(self, path: str) -> None:
         """Make a completed file read-only, durably, and have the kernel guard its bytes where it can.

@@ -171,9 +171,11 @@ class Shelf:
             OSError: the disk refused.
         """
         folder = self._layout.folders().get(short(digest))
-        if folder is not None:
-            self.discard(folder)
+        hidden = self._hide(folder) if folder is not None else None
+        # Before the deletion: on a full disk, its space lets the stamps of models that share content be rewritten.
         self._stamps.drop(digest)
+        if hidden is not None:
+            self._delete(hidden)
         self.settle(digest)
         self.sweep()
 
@@ -214,13 +216,8 @@ class Shelf:
         Raises:
             OSError: the disk refused.
         """
-        if not path.exists():
-            return
-        trash = self._layout.trash(self._ports.randomness.token(8))
-        self._files.make_folder(trash.parent)
-        thaw(path)
-        self._files.rename(path, trash)
-        self._delete(trash)
+        if path.exists():
+            self._delete(self._hide(path))
 
     def settle(self, digest: str) -> None:
         """Forget what a finished download left behind, and what was quarantined of the model before.
@@ -267,6 +264,14 @@ class Shelf:
         for path in _children(self._layout.root / "trash"):
             self._delete(path)
         self._drop_blobs()
+
+    def _hide(self, path: Path) -> Path:
+        """Move something into the trash; where it is there."""
+        trash = self._layout.trash(self._ports.randomness.token(8))
+        self._files.make_folder(trash.parent)
+        thaw(path)
+        self._files.rename(path, trash)
+        return trash
 
     def _delete(self, path: Path) -> None:
         inodes = frozenset(seen.st_ino for seen in tree(path).values()) if path.is_dir() else frozenset()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +16,7 @@ from runtime.models.store import DiskModelStore
 from tests.support.models import OPEN_POLICY, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from runtime.interfaces import Model
     from schemas.ports import Files, Ports
@@ -52,3 +55,14 @@ class Shop:
 def shop(tmp_path: Path) -> Shop:
     """A store that does not exist yet."""
     return Shop(tmp_path / "models")
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system in memory where there is one: sweeps wait for thousands of fsyncs."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or not os.access(shared, os.W_OK) or shutil.disk_usage(shared).free < 2**28:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=shared, prefix="reconcile-test-") as folder:
+        yield Path(folder)

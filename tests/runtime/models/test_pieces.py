@@ -60,9 +60,9 @@ class Recording(DurableFiles):
         super().sync_file(path)
 
 
-def journal(folder: Path, files: DurableFiles, clock: Hands) -> Journal:
+def journal(folder: Path, files: DurableFiles, clock: Hands, *, size: int = 2**40) -> Journal:
     """A new journal."""
-    return Journal(folder / "journal", MANIFEST, {}, files=files, clock=clock)
+    return Journal(folder / "journal", MANIFEST, {}, size=size, files=files, clock=clock)
 
 
 def piece(number: int, length: int = PIECE_SIZE) -> Piece:
@@ -111,6 +111,33 @@ def test_a_batch_is_due_by_bytes_or_by_time(tmp_path: Path) -> None:
     assert not kept.due()
     clock.time += BATCH_SECONDS
     assert kept.due()
+
+
+class Slow(DurableFiles):
+    """A disk that takes three tenths of a second to sync a file."""
+
+    def __init__(self, clock: Hands) -> None:
+        self.clock = clock
+
+    def sync_file(self, path: Path) -> None:
+        """Takes its time."""
+        self.clock.time += 0.3
+
+
+def test_a_batch_comes_early_on_a_quick_disk_and_not_on_a_slow_one(tmp_path: Path) -> None:
+    """One piece in 256 of a model is recorded at once, unless saving was slow a moment ago."""
+    for files_of, again in ((lambda _clock: Recording(), True), (Slow, False)):
+        clock = Hands()
+        (tmp_path / "a").write_bytes(b"x")
+        kept = journal(tmp_path, files_of(clock), clock, size=256 * PIECE_SIZE)
+        for number, due in enumerate((True, again)):
+            assert not kept.due()
+            kept.add(piece(number), tmp_path / "a")
+            assert kept.due() == due
+            if due:
+                kept.save()
+        clock.time += BATCH_SECONDS
+        assert kept.due() != again
 
 
 @pytest.mark.parametrize("failing", ["sync", "write"])
