@@ -183,7 +183,7 @@ def place(
         archive.parent,
         [(whole, pieces)],
         health=Health(states, clock=ports.clock.monotonic, jitter=ports.randomness.uniform),
-        journal=_Unrecorded(archive, model.digest, {}, files=ports.files, clock=ports.clock),
+        journal=_Unrecorded(archive, model.digest, {}, size=whole.size, files=ports.files, clock=ports.clock),
         ports=ports,
         stop=ports.stop,
         told=lambda _path, done: told(label, done),
