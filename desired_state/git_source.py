@@ -46,8 +46,8 @@ _ROOT: Final = Path("/")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LOCAL_TIMEOUT: Final = 30.0
 """Seconds for reading objects of the mirror: a thousand times what it takes."""
-_LISTED: Final = re.compile(r"([0-7]{6}) [a-z]+ ([0-9a-f]{40}|[0-9a-f]{64}) +([0-9]{1,18}|-)\t(.+)", re.DOTALL)
-"""A line of `git ls-tree -l -z`: mode, type, object, size, path."""
+_LISTED: Final = re.compile(r"([0-7]{6}) [a-z]+ ([0-9a-f]{40}|[0-9a-f]{64}) +([0-9]{1,18}|-|BAD)\t(.+)", re.DOTALL)
+"""A line of `git ls-tree -l -z`: mode, type, object, size (`-` for a folder, `BAD` where the object is gone), path."""
 _LIST_MEMORY: Final = 2**28
 """Bytes that git may allocate for a server's list of branches: room for a million, where one is asked for."""
 _WORDS_LIMIT: Final = 2**16
@@ -419,7 +419,7 @@ def _entry(line: str) -> _Blob:
     if match is None:
         raise SourceUnreachable("git lists a tree in an unknown form", hint="is another program called `git`?")
     mode, digest, size, name = match.groups()
-    return _Blob(mode, digest, int(size) if size != "-" else 0, name)
+    return _Blob(mode, digest, int(size) if size.isdecimal() else 0, name)
 
 
 def _regular(entry: _Blob | None, path: str, limit: int) -> _Blob:

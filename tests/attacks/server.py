@@ -54,10 +54,8 @@ def inflating() -> bytes:
     """One object of zeros without end: a deflated block that is repeated."""
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = bytes(2**24)
-    deflater.compress(block)
-    deflater.flush(zlib.Z_SYNC_FLUSH)
-    repeated = deflater.compress(block) + deflater.flush(zlib.Z_SYNC_FLUSH)
-    return header(3, HUGE) + b"\x78\xda" + repeated * (HUGE // len(block))
+    first, repeated = (deflater.compress(block) + deflater.flush(zlib.Z_SYNC_FLUSH) for _ in range(2))
+    return header(3, HUGE) + b"\x78\xda" + first + repeated * (HUGE // len(block) - 1)
 
 
 def deltas() -> bytes:
