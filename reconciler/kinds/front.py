@@ -36,11 +36,14 @@ def diff(situation: Situation, draft: Draft) -> None:
         reason = seen.reason if isinstance(seen, Unknown) else "it is not there"
         draft.hold("front", "BackendUnavailable", f"the front cannot be seen: {reason}")
         return
-    if not seen.value.current and not _is_held(situation, draft, START_ID):
-        cause = "no front with this agent's program and settings takes clients"
-        draft.actions.append(StartFront(id=START_ID, cause=cause))
+    before = len(draft.actions)
     if not any(isinstance(item, Unknown) for item in situation.observed.state.backends.values()):
         _lead(situation, draft, seen.value)
+    # Where nothing has served yet and nothing is about to, nobody needs an address.
+    needed = seen.value.state != "none" or len(draft.actions) > before
+    if needed and not seen.value.current and not _is_held(situation, draft, START_ID):
+        cause = "no front with this agent's program and settings takes clients"
+        draft.actions.insert(before, StartFront(id=START_ID, cause=cause))
 
 
 def _lead(situation: Situation, draft: Draft, seen: FrontSeen) -> None:

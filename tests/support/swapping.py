@@ -15,9 +15,9 @@ from runtime.backends.native import NativeBackend
 from runtime.engines.llamacpp import LlamaCppEngine
 from runtime.front.keeper import FrontKeeper, FrontSettings
 from runtime.host import SystemClock, host_ports
+from runtime.models.simulated import SimulatedModelStore, SimulatedShelf
 from runtime.validation.record import record
 from schemas.errors import EngineUnreachable
-from schemas.observation import StoredModel
 from schemas.probe import ProbeDocument, Provenance
 from tests.support.builders import NODE_ID, assignment, manifest_digest, model, node, runtime, snapshot
 from tests.support.engines import NativeNode, small
@@ -25,11 +25,10 @@ from tests.support.front import PATIENCE, dial, eventually
 from tests.support.simulated_node import LiteralDocuments, SimulatedNode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from runtime.interfaces import EngineConnection, Model, Progress
-    from schemas.ports import Stop
+    from runtime.interfaces import EngineConnection
     from schemas.snapshot import SnapshotDocument
 
 PROMPTS = ("Hello", "one two three", "La la la", "?")
@@ -48,28 +47,16 @@ class FleetingClock(SystemClock):
         return datetime.now(UTC) + self.ahead
 
 
-@dataclass
-class Shelf:
-    """Models that are there as soon as they are asked for."""
+class Shelf(SimulatedModelStore):
+    """A store whose models lie where they lay before."""
 
-    folders: Mapping[str, Path]
-    stored: set[str] = field(default_factory=set)
-
-    def list(self) -> Mapping[str, StoredModel]:
-        """Those that were asked for, intact."""
-        return {digest: StoredModel(digest, intact=True, size=1) for digest in sorted(self.stored)}
-
-    def missing(self, model: Model) -> int:
-        """Next to nothing."""
-        return int(model.digest not in self.stored)
-
-    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> None:
-        """At once."""
-        self.stored.add(model.digest)
+    def __init__(self, shelf: SimulatedShelf, folders: Mapping[str, Path]) -> None:
+        super().__init__(shelf)
+        self._folders = folders
 
     def folder(self, digest: str) -> Path:
-        """One."""
-        return self.folders[digest]
+        """The real one."""
+        return self._folders[digest]
 
 
 class ProbedDocuments(LiteralDocuments):
@@ -99,7 +86,7 @@ class SwappingNode(SimulatedNode):
         self.answers: dict[tuple[str, str], str] = {}
         """By model and prompt: what the engine answers when it is asked directly."""
         self.sequence = 0
-        self.shelf_of_files: Any = Shelf({manifest_digest(key): place for key, place in self.models.items()})
+        self.folders = {manifest_digest(key): place for key, place in self.models.items()}
         probed = ProbedDocuments()
         config = node(backends={"native": {"allowUnenforced": WEAKER}})
         super().__init__(folder / "state", config=config, documents=probed)
@@ -133,7 +120,7 @@ class SwappingNode(SimulatedNode):
         adapters = replace(
             self.node.adapters,
             ports=ports,
-            store=self.shelf_of_files,
+            store=Shelf(self.shelf, self.folders),
             backends={"native": NativeBackend(run, network="testnet", node_id=NODE_ID, ports=ports)},
             engines={"llamacpp": LlamaCppEngine()},
             connect=_connect,
