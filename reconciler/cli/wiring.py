@@ -10,12 +10,14 @@ from schemas.errors import ConfigError, DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from reconciler.journal import Journal, StoredDocument
     from reconciler.loop import Node
     from reconciler.source import RepositorySource
     from reconciler.state_dir import StateDir
     from runtime.interfaces import Backend, EngineConnection, Progress
+    from runtime.models.reach import Reach
     from schemas.node import ContainerBackend, NodeConfig
     from schemas.ports import Ports, Stop
     from schemas.target import BackendName
@@ -117,6 +119,7 @@ def build_node(
         connections=config.download_connections,
         stall=config.download_stall,
         reserve=config.policy.reserve,
+        reach=build_reach(config, ports),
     )
     adapters = Adapters(
         ports=ports,
@@ -138,6 +141,27 @@ def build_node(
         documents=documents,
         adapters=adapters,
         hardware=HostHardware(state.root),
+    )
+
+
+def build_reach(config: NodeConfig, ports: Ports) -> Reach:
+    """How the node reaches sources of models: its secrets, endpoints, proxy and bandwidth."""
+    from reconciler.windows import is_open
+    from runtime.models.reach import Reach
+    from runtime.models.throttle import Throttle
+    from runtime.secrets import Secrets
+
+    bandwidth = config.sources.bandwidth
+
+    def rate(now: datetime) -> int | None:
+        return next((window.limit for window in bandwidth.windows if is_open((window,), now)), bandwidth.limit)
+
+    limited = bandwidth.limit is not None or bandwidth.windows
+    return Reach(
+        settings=config.sources,
+        secrets=Secrets(config.secrets),
+        environment=os.environ,
+        throttle=Throttle(rate, ports.clock) if limited else None,
     )
 
 

@@ -96,6 +96,7 @@ class Download:
         told: Callable[[str, int], None],
         connections: int,
         stall: float,
+        paused: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare.
 
@@ -110,7 +111,9 @@ class Download:
             told: path and verified bytes of a file, at each verified piece.
             connections: workers.
             stall: seconds of silence after which a transfer is given up.
+            paused: whether nothing may be downloaded at the moment; ends the download.
         """
+        self._paused = paused
         self._label = label
         self._base = base
         self._health = health
@@ -386,7 +389,11 @@ class Download:
 
     def _look(self) -> bool:
         """Wait a moment, and end what must end; False once all workers have."""
+        paused = self._paused()
         with self._turn:
+            if paused and self._failure is None:
+                self._failure = DownloadFailed(f"the download of {self._label} is paused by sources.bandwidth")
+                self._end_all()
             if self._running:
                 self._turn.wait(_TICK)
             if self._stop.is_set() and not self._cancelled:

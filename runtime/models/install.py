@@ -10,7 +10,6 @@ publish    after a last look at what was shared, and at every header
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from runtime.models import formats, hashing
@@ -30,9 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runtime.interfaces import Model, Progress
-    from runtime.models.health import Health
     from runtime.models.pieces import FilePieces, Journal
-    from schemas.node import SourcePolicy
+    from runtime.models.reach import Fetching
     from schemas.ports import Ports, Stop
 
 _SYNCS: Final = 8
@@ -48,20 +46,6 @@ class Rooms:
         self.stamps = Stamps(self.layout, ports.files)
         self.shelf = Shelf(self.layout, self.stamps, ports)
         self.lock = threading.RLock()
-
-
-@dataclass(frozen=True, slots=True)
-class Fetching:
-    """How models are fetched."""
-
-    policy: SourcePolicy
-    """From where."""
-    connections: int
-    """Requests at once for one model."""
-    stall: float
-    """Seconds of silence after which a source is given up."""
-    reserve: int
-    """Bytes of the disk that are left free."""
 
 
 class Install:
@@ -189,43 +173,21 @@ class Install:
 
     def _fetch(self, wanted: Sequence[FilePieces], partial: Partial, journal: Journal, sources: Sequence[str]) -> None:
         done = journal.done
-        missing = [(file, [piece for piece in file.pieces if piece.number not in done]) for file in wanted]
-        if not any(pieces for _, pieces in missing):
+        if all(piece.number in done for file in wanted for piece in file.pieces):
             return
-        from runtime.models.download import Download  # noqa: PLC0415 - looking at the store needs no engine
+        from runtime.models.fetch import Fetch  # noqa: PLC0415 - looking at the store needs no engine
 
-        Download(
-            self._label,
+        fetch = Fetch(
+            self._model,
             partial.base,
-            missing,
-            health=self._health(sources),
+            wanted,
+            fetching=self._fetching,
             journal=journal,
             ports=self._ports,
             stop=self._stop,
-            told=self._tell.file,
-            connections=self._fetching.connections,
-            stall=self._fetching.stall,
-        ).run()
-
-    def _health(self, sources: Sequence[str]) -> Health:
-        """The sources of the snapshot, then the node's own fallback list."""
-        from runtime.models.health import Health, SourceState  # noqa: PLC0415 - as above
-        from runtime.models.sources import Refused, open_source, shown  # noqa: PLC0415 - as above
-
-        metadata, fetching = self._model.manifest.metadata, self._fetching
-        own = [
-            address.replace("{name}", metadata.name).replace("{version}", metadata.version)
-            for address in fetching.policy.fallback
-        ]
-        states = []
-        for address in dict.fromkeys([*sources, *own]):
-            state = SourceState(source=None, shown=shown(address), fallback=address not in sources)
-            try:
-                state.source = open_source(address, fetching.policy, stall=fetching.stall, clock=self._ports.clock)
-            except Refused as error:
-                state.dropped, state.refused = str(error), True
-            states.append(state)
-        return Health(states, clock=self._ports.clock.monotonic, jitter=self._ports.randomness.uniform)
+            tell=self._tell,
+        )
+        fetch.run(sources)
 
     # --- out ------------------------------------------------------------------------------------------------------
 

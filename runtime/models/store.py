@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from runtime.models import formats, hashing
 from runtime.models.capacity import disk_errors
-from runtime.models.install import Fetching, Install, Rooms, fingerprints, known_pieces, one_of_each
+from runtime.models.install import Install, Rooms, fingerprints, known_pieces, one_of_each
 from runtime.models.layout import tree
 from runtime.models.pieces import load_journal, split
+from runtime.models.reach import Fetching, Reach
 from runtime.models.shelf import blob_name_of
 from runtime.models.telling import Teller, label
 from schemas.digests import short
@@ -41,6 +42,7 @@ class DiskModelStore:
         connections: int = 4,
         stall: float = 30,
         reserve: int = 2**28,
+        reach: Reach | None = None,
     ) -> None:
         """Name the store; nothing is touched before something is acquired.
 
@@ -51,6 +53,7 @@ class DiskModelStore:
             connections: requests at once for one model.
             stall: seconds of silence after which a source is given up.
             reserve: bytes of the disk that are left free.
+            reach: how sources are reached, beyond the policy: credentials, endpoints, proxy, bandwidth.
         """
         self._ports = ports
         self._rooms = Rooms(root, ports)
@@ -58,7 +61,9 @@ class DiskModelStore:
         self._stamps = self._rooms.stamps
         self._shelf = self._rooms.shelf
         self._lock = self._rooms.lock
-        self._fetching = Fetching(policy=policy, connections=connections, stall=stall, reserve=reserve)
+        self._fetching = Fetching(
+            policy=policy, connections=connections, stall=stall, reserve=reserve, reach=reach or Reach()
+        )
         self._busy: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     # --- looking ------------------------------------------------------------------------------------------------------
