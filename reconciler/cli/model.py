@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from reconciler.cli.console import emit, next_steps, note, plural, say, size, table
+from reconciler.cli.console import emit, next_steps, plural, say, size, table
 from reconciler.cli.drafts import finish
 from reconciler.cli.lazy import OrderedGroup
 from reconciler.cli.operators import edit_snapshot, ports, read_snapshot, workspace_options
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from desired_state.workspace import Workspace
     from runtime.models.manifest_builder import BuiltManifest
 
-_REMOTE = ("http://", "https://", "hf://", "s3://")
+_REMOTE = ("http://", "https://", "s3://")
 
 
 @click.group(cls=OrderedGroup)
@@ -39,6 +38,8 @@ def model() -> None:
 @click.option("--name", required=True, help="Name of the model: lower-case letters, digits and -.")
 @click.option("--version", required=True, help="Version of the model, e.g. v1.")
 @click.option("--source", "sources", multiple=True, metavar="URL", help="Below which its files lie; repeatable.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Files of an hf:// repository to take; repeatable.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Files of an hf:// repository to leave; repeatable.")
 @click.option("--probe", type=click.Path(path_type=Path), help="Probe document; `reconcile probe record` makes one.")
 @click.option("--every", type=DurationType(), help="Interval of periodic retests, e.g. 6h.")
 @click.option("--state", type=click.Choice(["active", "inactive", "archived"]), help="Its state [default: active].")
@@ -47,21 +48,25 @@ def model() -> None:
 @click.option("--task", "tasks", multiple=True, help="What it is for: chat, completion; repeatable.")
 @json_option
 def add(workspace: Workspace, path: str, name: str, version: str, *, as_json: bool, **given: Any) -> None:
-    """Approve the model in PATH (a file or a folder): write its manifest, and list it in the snapshot.
+    """Approve the model in PATH: write its manifest, and list it in the snapshot.
 
-    The data is read once. Doing it again updates the entry.
+    PATH is a file, a folder, or hf://ORG/REPO@REVISION: then its files are checked against the digests that the hub
+    publishes, and the commit behind the revision becomes a source. The data is read once. Doing it again updates the
+    entry.
     """
-    if path.startswith(_REMOTE):
-        raise UsageError(
-            "a model is added from files that are here; reading it from a remote address does not exist",
-            hint="download it, run `reconcile model add PATH`, and name the address with --source",
-        )
-    if not Path(path).exists():
-        raise UsageError(f"{path} does not exist")
-    document = edit_snapshot(workspace)
     _check_identity(name, version)
-    built = _read(Path(path))
-    manifest_path, digest = _write_manifest(workspace, built, name, version, Path(path))
+    document = edit_snapshot(workspace)
+    if path.startswith("hf://"):
+        from reconciler.cli.remote_models import read_hub
+
+        with read_hub(path, given["include"], given["exclude"]) as read:
+            manifest_path, digest = _write_manifest(workspace, read.built, name, version, read.heads)
+        built = read.built
+        given["sources"] = tuple(dict.fromkeys((read.address, *given["sources"])))
+    else:
+        _check_local(path, given)
+        built = _read(Path(path))
+        manifest_path, digest = _write_manifest(workspace, built, name, version, Path(path))
     before = document.text
     _list(workspace, document, name, version, {"path": manifest_path, "digest": digest}, given)
     if as_json:
@@ -71,12 +76,14 @@ def add(workspace: Workspace, path: str, name: str, version: str, *, as_json: bo
         emit({"model": f"{name}:{version}", "manifest": digest, "path": manifest_path, "size": built.size})
         return
     if built.skipped:
-        say(f"Left out, because hidden: {', '.join(built.skipped)}")
+        why = "hidden, refused by nodes or not asked for" if path.startswith("hf://") else "hidden"
+        say(f"Left out, because {why}: {', '.join(built.skipped)}")
     say(f"Wrote {manifest_path} and .pieces: {plural(len(built.files), 'file')}, {size(built.size)}, {built.format}")
     finish(workspace, document, before)
     if not given["probe"] and not _has_probe(document, name, version):
+        local = "PATH" if path.startswith("hf://") else path
         next_steps(
-            f"reconcile probe record --model {name}:{version} --model-path {path}",
+            f"reconcile probe record --model {name}:{version} --model-path {local}",
             f"reconcile model set-probe {name}:{version} probes/FILE.yaml",
         )
 
@@ -219,6 +226,18 @@ def _where(document: Document, model: str) -> Steps:
     return ("spec", "models", select(items if isinstance(items, tuple) else (), model, where="spec.models"))
 
 
+def _check_local(path: str, given: dict[str, Any]) -> None:
+    if path.startswith(_REMOTE):
+        raise UsageError(
+            "a model is added from files that are here, or from hf://; reading it from another address does not exist",
+            hint="download it, run `reconcile model add PATH`, and name the address with --source",
+        )
+    if given["include"] or given["exclude"]:
+        raise UsageError("--include and --exclude choose among the files of an hf:// repository")
+    if not Path(path).exists():
+        raise UsageError(f"{path} does not exist")
+
+
 def _check_identity(name: str, version: str) -> None:
     from pydantic import TypeAdapter, ValidationError
 
@@ -234,26 +253,15 @@ def _check_identity(name: str, version: str) -> None:
 
 
 def _read(path: Path) -> BuiltManifest:
-    """Hash the data, with a word on progress where somebody watches."""
+    """Hash the data, with bars where somebody watches."""
+    from reconciler.cli.progress import reading
     from runtime.models.manifest_builder import build
 
-    told = _Told() if sys.stderr.isatty() else None
     try:
-        return build(path, told=told)
+        with reading() as told:
+            return build(path, told=told)
     except OSError as error:
         raise UsageError(f"{error.filename or path}: {error.strerror or error}") from error
-
-
-class _Told:
-    """One line per file that takes a while."""
-
-    def __init__(self) -> None:
-        self._seen = ""
-
-    def __call__(self, name: str, _done: int, total: int) -> None:
-        if name != self._seen and total > 2**30:
-            self._seen = name
-            note(f"reading {name} ({size(total)}) ...")
 
 
 def _write_manifest(workspace: Workspace, built: BuiltManifest, name: str, version: str, data: Path) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from runtime.models.capacity import disk_errors
 from runtime.models.layout import open_regular
-from runtime.models.sources import Interrupted, SourceError, Watch
+from runtime.models.sources import Interrupted, SourceError, Watch, some
 from schemas.digests import Hasher
 from schemas.errors import DownloadFailed, ModelCorrupt
 
@@ -207,7 +207,7 @@ class Download:
                 while done < job.piece.length:
                     wanted = min(len(view), job.piece.length - done)
                     while filled < wanted:
-                        filled += _some(session, view[filled:wanted])
+                        filled += some(session, view[filled:wanted])
                     hasher.update(view[:wanted])
                     self._write(job.todo, view[:wanted], job.piece.offset + done)
                     done, filled = done + wanted, 0
@@ -421,14 +421,6 @@ class Download:
             (job.piece.length - job.watch.received) * elapsed / job.watch.received if job.watch.received else math.inf
         )
         return left > 2 * job.piece.length / best + 1
-
-
-def _some(session: Session, view: memoryview) -> int:
-    """Read at least one byte."""
-    count = session.readinto(view)
-    if not count:
-        raise Interrupted("the answer ended early")
-    return count
 
 
 def _todo(file: FilePieces, missing: Sequence[Piece]) -> Todo:

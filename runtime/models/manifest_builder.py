@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,13 +19,15 @@ from schemas.errors import Incompatible
 from schemas.manifest import PIECE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Sequence
 
 _READAHEAD: Final = 2
 """Pieces in memory at once: one that is hashed while the next is read."""
 _PATH: Final = TypeAdapter[str](RelativePath)
 
 Format = Literal["gguf", "safetensors"]
+Told = Callable[[str, int, int], None]
+"""Called with a file, its bytes done, and its bytes in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,10 @@ class BuiltManifest:
     size: int
     """Bytes of all files."""
     skipped: tuple[str, ...]
-    """Hidden files and folders that were left out."""
+    """Files and folders that were left out."""
 
 
-def build(path: Path, *, told: Callable[[str, int, int], None] | None = None) -> BuiltManifest:
+def build(path: Path, *, told: Told | None = None) -> BuiltManifest:
     """Read a model and describe it.
 
     Args:
@@ -57,11 +60,21 @@ def build(path: Path, *, told: Callable[[str, int, int], None] | None = None) ->
     """
     root = path.resolve(strict=True)
     found, skipped = _files(root)
-    kind = _format([name for name, _ in found])
+    kind = format_of([name for name, _ in found])
+    return assemble(kind, (_describe(name, file, told) for name, file in found), skipped)
+
+
+def assemble(kind: Format, described: Iterable[tuple[dict[str, Any], bytes]], skipped: Iterable[str]) -> BuiltManifest:
+    """Put the files of a model together.
+
+    Args:
+        kind: how the weights are stored.
+        described: each file's entry and the hashes of its pieces, sorted by path.
+        skipped: what was left out.
+    """
     entries: list[dict[str, Any]] = []
     pieces = bytearray()
-    for name, file in found:
-        entry, hashes = _describe(name, file, told)
+    for entry, hashes in described:
         entries.append(entry)
         pieces += hashes
     return BuiltManifest(
@@ -76,7 +89,7 @@ def build(path: Path, *, told: Callable[[str, int, int], None] | None = None) ->
 
 def _files(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     if root.is_file():
-        return [(_checked(root.name), root)], []
+        return [(checked_name(root.name), root)], []
     found: list[tuple[str, Path]] = []
     skipped: list[str] = []
     for folder, folders, names in os.walk(root, followlinks=False):
@@ -93,7 +106,7 @@ def _files(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
             if name.startswith("."):
                 skipped.append(relative)
                 continue
-            found.append((_checked(relative), _target(file, root, relative)))
+            found.append((checked_name(relative), _target(file, root, relative)))
     return sorted(found), sorted(skipped)
 
 
@@ -110,7 +123,12 @@ def _target(file: Path, root: Path, relative: str) -> Path:
     return target
 
 
-def _checked(name: str) -> str:
+def checked_name(name: str) -> str:
+    """A path that a manifest can hold.
+
+    Raises:
+        Incompatible: it names what runs code, or is not portable.
+    """
     extension = name.rpartition(".")[2].lower()
     if extension in PICKLES | CODE:
         raise Incompatible(f"{name} may run code when it is loaded; weights belong into safetensors or gguf")
@@ -120,7 +138,12 @@ def _checked(name: str) -> str:
         raise Incompatible(f"{name!r} is not a name that every file system can hold") from error
 
 
-def _format(names: Sequence[str]) -> Format:
+def format_of(names: Sequence[str]) -> Format:
+    """How the weights of these files are stored.
+
+    Raises:
+        Incompatible: there are none.
+    """
     extensions = {name.rpartition(".")[2].lower() for name in names}
     if "gguf" in extensions:
         return "gguf"
@@ -129,36 +152,81 @@ def _format(names: Sequence[str]) -> Format:
     raise Incompatible("there is neither a .gguf nor a .safetensors file")
 
 
-def _describe(name: str, file: Path, told: Callable[[str, int, int], None] | None) -> tuple[dict[str, Any], bytes]:
-    """One file's entry and the hashes of its pieces, from one read; the three hashes run beside each other."""
-    whole, sha256, hashes = Hasher(max_threads=Hasher.AUTO), hashlib.sha256(), bytearray()
+def _describe(name: str, file: Path, told: Told | None) -> tuple[dict[str, Any], bytes]:
+    """One file's entry and the hashes of its pieces, from one read."""
     size = file.stat().st_size
-    done = 0
-    with ThreadPoolExecutor(3) as pool, file.open("rb", buffering=0) as source:
+    with file.open("rb", buffering=0) as source, Describer(name) as describer:
         buffers = [bytearray(PIECE_SIZE) for _ in range(_READAHEAD)]
-        pending: list[Any] = []
         number = 0
-        while True:
-            view = memoryview(buffers[number % _READAHEAD])
-            read = _fill(source, view)
-            for task in pending:
-                result = task.result()
-                hashes += result if isinstance(result, bytes) else b""
-            if not read:
-                break
-            data = view[:read]
-            pending = [pool.submit(whole.update, data), pool.submit(sha256.update, data), pool.submit(raw_hash, data)]
-            done += read
+        while read := _fill(source, view := memoryview(buffers[number % _READAHEAD])):
+            describer.add(view[:read])
             number += 1
             if told is not None:
-                told(name, done, size)
-    entry = {
-        "path": name,
-        "size": done,
-        "blake3": f"blake3:{whole.hexdigest()}",
-        "sha256": f"sha256:{sha256.hexdigest()}",
-    }
-    return entry, bytes(hashes)
+                told(name, describer.size, size)
+        return describer.entry(), describer.hashes
+
+
+class Describer:
+    """Takes a file's content piece by piece, and has its digests.
+
+    The three hashes run beside each other, and beside the reading of the next piece.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Begin.
+
+        Args:
+            name: path of the file in its model.
+        """
+        self._name = name
+        self._whole = Hasher(max_threads=Hasher.AUTO)
+        self._sha256 = hashlib.sha256()
+        self._hashes = bytearray()
+        self._pool = ThreadPoolExecutor(3)
+        self._pending: list[Any] = []
+        self.size = 0
+        """Bytes so far."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def add(self, piece: memoryview) -> None:
+        """The next piece; it must stay as it is until the one after the next is added, or all are."""
+        self._settle()
+        work: tuple[Callable[[memoryview], Any], ...] = (self._whole.update, self._sha256.update, raw_hash)
+        self._pending = [self._pool.submit(task, piece) for task in work]
+        self.size += len(piece)
+
+    @property
+    def hashes(self) -> bytes:
+        """The BLAKE3 of every piece."""
+        self._settle()
+        return bytes(self._hashes)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of everything, hex."""
+        self._settle()
+        return self._sha256.hexdigest()
+
+    def entry(self) -> dict[str, Any]:
+        """The file's entry in the manifest, in wire form."""
+        self._settle()
+        return {
+            "path": self._name,
+            "size": self.size,
+            "blake3": f"blake3:{self._whole.hexdigest()}",
+            "sha256": f"sha256:{self.sha256}",
+        }
+
+    def _settle(self) -> None:
+        for task in self._pending:
+            result = task.result()
+            self._hashes += result if isinstance(result, bytes) else b""
+        self._pending = []
 
 
 def _fill(source: Any, view: memoryview) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Final
 
-from runtime.models.sources import Interrupted, Unsuitable, Watch, WholeOnly
+from runtime.models.sources import Interrupted, Unsuitable, Watch, WholeOnly, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,9 +167,7 @@ class RangedFile(io.RawIOBase):
         self._ahead = start
 
     def _read(self, view: memoryview) -> int:
-        count = self._session.readinto(view)
-        if not count:
-            raise Interrupted("the answer ended early")
+        count = some(self._session, view)
         self._failures = 0
         return count
 

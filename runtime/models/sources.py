@@ -171,6 +171,18 @@ class Source(Protocol):
         ...
 
 
+def some(session: Session, view: memoryview) -> int:
+    """Read at least one byte.
+
+    Raises:
+        Interrupted: no more come.
+    """
+    count = session.readinto(view)
+    if not count:
+        raise Interrupted("the answer ended early")
+    return count
+
+
 # --- file:// ------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     import ssl
@@ -41,14 +42,19 @@ class Exchange:
     """0 for the first request that this server ever got."""
 
     @property
+    def name(self) -> str:
+        """Path of the file that was asked for, decoded."""
+        return unquote(self.seen.path.partition("?")[0]).lstrip("/")
+
+    @property
     def data(self) -> bytes:
         """The file that was asked for; empty if there is none."""
-        return self.server.files.get(self.seen.path.partition("?")[0].lstrip("/"), b"")
+        return self.server.files.get(self.name, b"")
 
     @property
     def exists(self) -> bool:
         """Whether there is such a file."""
-        return self.seen.path.partition("?")[0].lstrip("/") in self.server.files
+        return self.name in self.server.files
 
     @property
     def asked(self) -> tuple[int, int]:
