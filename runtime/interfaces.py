@@ -283,7 +283,7 @@ class ModelStore(Protocol):
         """Bytes that `acquire` would have to fetch."""
         ...
 
-    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> None:
+    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> Sequence[str]:
         """Fetch what is missing, verify, publish. Resumes; fine if the model is stored and intact.
 
         Args:
@@ -291,6 +291,9 @@ class ModelStore(Protocol):
             sources: base addresses; the node's own fallback list comes after them.
             progress: told per file.
             stop: when set, returns soon with `DownloadFailed`, keeping what is verified.
+
+        Returns:
+            What is to be held against sources, although others made up for it: each a sentence for people.
 
         Raises:
             DownloadFailed: no source had it all; what is verified is kept.

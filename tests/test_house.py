@@ -18,8 +18,10 @@ PACKAGES = ("desired_state", "reconciler", "runtime", "schemas")
 
 SDKS = {
     "blake3": "schemas/digests.py",
+    "botocore": "runtime/models/object_store.py",
     "docker": "runtime/backends/docker_api.py",
     "git": "desired_state/git_fetch.py",
+    "huggingface_hub": "runtime/models/hub.py",
     "pynvml": "runtime/hardware.py",
     "ruamel": None,
     "sqlite3": "reconciler/journal.py",

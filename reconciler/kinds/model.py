@@ -186,8 +186,9 @@ def perform(action: Action, context: Context) -> Changes:
     if isinstance(action, DownloadModel):
         model = adapters.documents.model(action.manifest.digest)
         sources = context.sources.get(action.manifest.digest, action.sources)
-        adapters.store.acquire(model, sources, progress=adapters.progress, stop=adapters.ports.stop)
-        return _installed(action, context, "downloaded and verified", "ModelInstalled")
+        remarks = adapters.store.acquire(model, sources, progress=adapters.progress, stop=adapters.ports.stop)
+        blamed = tuple(Note("Warning", "SourceBlamed", remark, subject=action.model) for remark in remarks)
+        return (*_installed(action, context, "downloaded and verified", "ModelInstalled"), *blamed)
     if isinstance(action, VerifyModel):
         model = adapters.documents.model(action.manifest.digest)
         adapters.store.verify(model, progress=adapters.progress, stop=adapters.ports.stop)

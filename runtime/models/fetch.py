@@ -65,11 +65,14 @@ class Fetch:
         self._stop = stop
         self._tell = tell
 
-    def run(self, sources: Sequence[str]) -> None:
+    def run(self, sources: Sequence[str]) -> Sequence[str]:
         """Fetch what is missing.
 
         Args:
             sources: base addresses and bundles; the node's fallback list comes after them.
+
+        Returns:
+            What is to be held against sources, although others made up for it.
 
         Raises:
             DownloadFailed, ModelCorrupt, NoSpace: see `Download.run`.
@@ -83,14 +86,12 @@ class Fetch:
         failure: ReconcileError | None = None
         if folders or not bundles:
             try:
-                self._download(folders, sources)
+                return self._download(folders, sources)
             except (DownloadFailed, ModelCorrupt) as error:
                 if not bundles or self._stop.is_set() or self._fetching.reach.paused():
                     raise
                 failure = error
-            else:
-                return
-        self._unpack(bundles, failure)
+        return self._unpack(bundles, failure)
 
     def _addresses(self, sources: Sequence[str]) -> list[str]:
         """The sources of the snapshot, then the node's own fallback list; each once."""
@@ -109,14 +110,15 @@ class Fetch:
 
     # --- folders ----------------------------------------------------------------------------------------------------
 
-    def _download(self, addresses: Sequence[str], sources: Sequence[str]) -> None:
+    def _download(self, addresses: Sequence[str], sources: Sequence[str]) -> Sequence[str]:
+        health = self._health(addresses, sources)
         done = self._journal.done
         missing = [(file, [piece for piece in file.pieces if piece.number not in done]) for file in self._wanted]
         Download(
             self._label,
             self._base,
             missing,
-            health=self._health(addresses, sources),
+            health=health,
             journal=self._journal,
             ports=self._ports,
             stop=self._stop,
@@ -125,6 +127,7 @@ class Fetch:
             stall=self._fetching.stall,
             paused=self._fetching.reach.paused,
         ).run()
+        return health.blamed()
 
     def _health(self, addresses: Sequence[str], sources: Sequence[str]) -> Health:
         states = []
@@ -139,7 +142,7 @@ class Fetch:
 
     # --- bundles ----------------------------------------------------------------------------------------------------
 
-    def _unpack(self, addresses: Sequence[str], failure: ReconcileError | None) -> None:
+    def _unpack(self, addresses: Sequence[str], failure: ReconcileError | None) -> Sequence[str]:
         unpack = Unpack(
             self._base,
             self._wanted,
@@ -161,7 +164,7 @@ class Fetch:
                 corrupt = False
                 continue
             if not unpack.missing:
-                return
+                return said
             corrupt = corrupt and outcome.error is None
             said.append(f"{shown(address)}: {outcome.error or _lacking(outcome.wrong, unpack.missing)}")
         what = f"no source gives {self._label}/{unpack.missing[0]}: {'; '.join(said)}"

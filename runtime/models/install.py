@@ -76,11 +76,14 @@ class Install:
         self._tell = Teller(model, files, progress)
         self._stop = stop
 
-    def run(self, sources: Sequence[str]) -> None:
+    def run(self, sources: Sequence[str]) -> Sequence[str]:
         """Fetch what is missing, verify, publish.
 
         Args:
             sources: base addresses; the node's fallback list comes after them.
+
+        Returns:
+            What is to be held against sources, although others made up for it.
 
         Raises:
             DownloadFailed, ModelCorrupt, Incompatible, NoSpace: see `ModelStore.acquire`.
@@ -97,7 +100,7 @@ class Install:
         journal = partial.journal(good)
         try:
             self._copy(wanted, partial, journal)
-            self._fetch(wanted, partial, journal, sources)
+            remarks = self._fetch(wanted, partial, journal, sources)
         except (ReconcileError, hashing.Stopped):
             journal.save(partial.fingerprints())
             raise
@@ -106,6 +109,7 @@ class Install:
         with self._lock:
             self._publish(borrowed)
         self._tell.finish()
+        return remarks
 
     # --- what the disk has already --------------------------------------------------------------------------------
 
@@ -171,10 +175,12 @@ class Install:
                     self._shelf.discard(self._folder)  # half a reservation is of no use, and in the way
                 raise
 
-    def _fetch(self, wanted: Sequence[FilePieces], partial: Partial, journal: Journal, sources: Sequence[str]) -> None:
+    def _fetch(
+        self, wanted: Sequence[FilePieces], partial: Partial, journal: Journal, sources: Sequence[str]
+    ) -> Sequence[str]:
         done = journal.done
         if all(piece.number in done for file in wanted for piece in file.pieces):
-            return
+            return ()
         from runtime.models.fetch import Fetch  # noqa: PLC0415 - looking at the store needs no engine
 
         fetch = Fetch(
@@ -187,7 +193,7 @@ class Install:
             stop=self._stop,
             tell=self._tell,
         )
-        fetch.run(sources)
+        return fetch.run(sources)
 
     # --- out ------------------------------------------------------------------------------------------------------
 

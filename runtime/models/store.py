@@ -121,7 +121,7 @@ class DiskModelStore:
 
     # --- acquiring ----------------------------------------------------------------------------------------------------
 
-    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> None:
+    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> Sequence[str]:
         """Fetch what is missing, verify, publish. Resumes; fine if the model is stored and intact.
 
         Args:
@@ -129,6 +129,9 @@ class DiskModelStore:
             sources: base addresses; the node's fallback list comes after them.
             progress: told per file.
             stop: when set, returns soon with `DownloadFailed`, keeping what is verified.
+
+        Returns:
+            What is to be held against sources, although others made up for it.
 
         Raises:
             DownloadFailed: no source had it all, or stopped, or the disk failed; what is verified is kept.
@@ -140,9 +143,10 @@ class DiskModelStore:
         files = split(model)
         with self._exclusive(model.digest, f"installing {label(model)}"):
             try:
-                if not self._settle(model, files, progress=progress, stop=stop):
-                    install = Install(self._rooms, self._fetching, model, files, progress=progress, stop=stop)
-                    install.run(sources)
+                if self._settle(model, files, progress=progress, stop=stop):
+                    return ()
+                install = Install(self._rooms, self._fetching, model, files, progress=progress, stop=stop)
+                return install.run(sources)
             except hashing.Stopped as error:
                 raise DownloadFailed(f"installing {label(model)} was stopped; what is verified is kept") from error
 
