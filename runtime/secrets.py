@@ -96,4 +96,6 @@ def _check(seen: os.stat_result, path: Path, name: str, *, private: bool) -> Non
             f"the secret {name!r} ({path}) belongs to another user", hint="its owner must be the agent's user, or root"
         )
     if private and seen.st_mode & 0o077:
-        raise ConfigError(f"the secret {name!r} ({path}) can be read by others", hint=f"chmod 600 {path}")
+        raise ConfigError(
+            f"the secret {name!r} ({path}) can be read by others: its mode must be 0600", hint=f"chmod 600 {path}"
+        )

@@ -43,7 +43,7 @@ def test_a_rotated_secret_counts_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o602, 0o666])
 def test_a_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     """Whether they can read or write it; the error says what to do, and not what it holds."""
-    with pytest.raises(ConfigError, match="read by others") as caught:
+    with pytest.raises(ConfigError, match="must be 0600") as caught:
         _file(tmp_path / "token", mode=mode).read("hub")
     assert "chmod 600" in caught.value.hint
     assert SECRET not in repr(caught.value)
