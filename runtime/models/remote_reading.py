@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from runtime.models.formats import CODE, PICKLES, header_size
 from runtime.models.manifest_builder import BuiltManifest, Describer, assemble, checked_name, format_of
 from runtime.models.ranged import RangedFile
 from runtime.models.sources import Interrupted, SourceError, Watch, WholeOnly, some
@@ -34,7 +35,7 @@ _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 60.0
 
 _HEAD: Final = 2**28
-"""Bytes of a weights file that are kept for the look at its header: as much as the longest may have."""
+"""Bytes of a file in which its header must end to be kept: as much as the longest may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +99,18 @@ class RemoteReading:
         blob = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
         target = heads / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as head, Describer(file.path) as describer, self._errors(file):
+        target.touch()
+        kept = 0
+        with Describer(file.path) as describer, self._errors(file):
             for piece in self._pieces(file, pool):
                 describer.add(memoryview(piece))
                 if file.git_blob:
                     blob.update(piece)
-                if describer.size <= _HEAD:
-                    head.write(piece)
+                if kept == describer.size - len(piece) and kept < _HEAD:
+                    kept = _keep(heads, file.path, piece)
                 if self._told is not None:
                     self._told(file.path, describer.size, file.size)
-            head.truncate(file.size)
+            os.truncate(target, file.size)
             found = (describer.sha256 if file.sha256 else "", blob.hexdigest() if file.git_blob else "")
             if found != (file.sha256, file.git_blob):
                 raise ModelCorrupt(
@@ -177,9 +180,20 @@ class RemoteReading:
         return data
 
 
+def _keep(heads: Path, path: str, piece: bytearray) -> int:
+    """Append to the head of a file, and cut it where it is whole; its size then."""
+    target = heads / path
+    with target.open("ab") as head:
+        head.write(piece)
+        size = head.tell()
+    end = header_size(heads, path, size)
+    if end is not None and end < size:
+        os.truncate(target, end)
+        return end
+    return size
+
+
 def left_out(path: str) -> bool:
     """Whether a hub's file does not belong to what nodes serve: hidden, or a kind of file that they refuse."""
-    from runtime.models.formats import CODE, PICKLES  # noqa: PLC0415 - the builder's own business otherwise
-
     extension = os.path.basename(path).rpartition(".")[2].lower()  # noqa: PTH119 - not a path of this machine
     return any(part.startswith(".") for part in path.split("/")) or extension in PICKLES | CODE

@@ -123,6 +123,28 @@ def test_bytes_that_are_not_the_published_ones_are_refused(
     assert not (network.root / "models").exists()
 
 
+def test_only_heads_are_kept_of_what_is_read(tmp_path: Path) -> None:
+    """A repository of hundreds of gigabytes passes through a machine with little space: its headers stay, no more."""
+    from runtime.models.remote_reading import RemoteFile, RemoteReading
+    from runtime.models.sources import FolderSource
+
+    files = {"a.safetensors": WEIGHTS, "b.gguf": gguf(PIECE_SIZE + 99, seed=5), "c.txt": noise(2 * PIECE_SIZE)}
+    (tmp_path / "from").mkdir()
+    (tmp_path / "heads").mkdir()
+    for path, data in files.items():
+        (tmp_path / "from" / path).write_bytes(data)
+    source, outside = FolderSource(tmp_path / "from"), host_ports()
+    work = RemoteReading(source, connections=2, clock=outside.clock, stop=StopEvent())
+    listed = [RemoteFile(path, len(data)) for path, data in files.items()]
+    built = work.build(listed, tmp_path / "heads")
+    assert built.size == sum(len(data) for data in files.values())
+    for path, data in files.items():
+        head = tmp_path / "heads" / path
+        assert head.stat().st_size == len(data)
+        assert head.stat().st_blocks * 512 <= 2**16
+        assert head.read_bytes()[:100].rstrip(b"\0") == data[:100].rstrip(b"\0") or path == "c.txt"
+
+
 def test_files_are_chosen_by_pattern(network: Operator) -> None:
     """One quantisation out of many, as in `hf download`; a link to another file is not followed, there is none."""
     files = {f"big-{kind}.gguf": gguf(20_000, seed) for seed, kind in enumerate(["Q4_K_M", "Q8_0", "F16"])}
