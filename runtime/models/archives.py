@@ -114,8 +114,6 @@ def _zip(file: RangedFile) -> Iterator[Member]:
         if not file.ranges:
             raise Unsuitable("is a zip archive on a server that sends whole files only")
         for info in sorted(infos, key=lambda info: info.header_offset):
-            if info.flag_bits & 0x1:
-                raise Unsuitable("is encrypted")
             if info.is_dir() or not _is_regular(info):
                 continue
             if info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size:
