@@ -18,6 +18,7 @@ PACKAGES = ("desired_state", "reconciler", "runtime", "schemas")
 
 SDKS = {
     "blake3": "schemas/digests.py",
+    "backports": "runtime/models/zstd.py",
     "botocore": "runtime/models/object_store.py",
     "docker": "runtime/backends/docker_api.py",
     "git": "desired_state/git_fetch.py",

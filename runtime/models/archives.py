@@ -19,7 +19,8 @@ import tarfile
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Final, cast
+from functools import partial
+from typing import IO, TYPE_CHECKING, Final, cast
 
 from runtime.models.sources import SourceError, Unsuitable
 from schemas.errors import ReconcileError
@@ -139,10 +140,13 @@ class _Unpacked(io.RawIOBase):
     """What comes out of a zstd stream: forward only."""
 
     def __init__(self, file: RangedFile, allowance: int) -> None:
+        from runtime.models.zstd import decoder  # noqa: PLC0415 - only for streams of this kind
+
         super().__init__()
         self._file = file
         self._left = allowance
-        self._decoder = _decoder()
+        self._make = partial(decoder, _WINDOW_LOG)
+        self._decoder = self._make()
         self._position = 0
         self._ended = False
         self._tail = b""
@@ -188,7 +192,7 @@ class _Unpacked(io.RawIOBase):
                 if not self._tail:
                     self._ended = True
                     break
-                self._decoder = _decoder()
+                self._decoder = self._make()
             packed, self._tail = self._tail, b""
             if not packed and self._decoder.needs_input:
                 packed = self._file.read(_CHUNK)
@@ -200,13 +204,3 @@ class _Unpacked(io.RawIOBase):
             raise Unsuitable("unpacks to far more than the model")
         self._position += len(data)
         return data
-
-
-def _decoder() -> Any:
-    import sys  # noqa: PLC0415
-
-    if sys.version_info >= (3, 14):
-        from compression import zstd  # noqa: PLC0415 - only for bundles
-    else:
-        from backports import zstd  # noqa: PLC0415 - as above
-    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runtime.interfaces import Model
+    from runtime.models.install import Fetching
     from runtime.models.pieces import FilePieces, Journal
-    from runtime.models.reach import Fetching
     from runtime.models.sources import Source
     from runtime.models.telling import Teller
     from schemas.ports import Ports, Stop

@@ -10,6 +10,7 @@ publish    after a last look at what was shared, and at every header
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from runtime.models import formats, hashing
@@ -17,6 +18,7 @@ from runtime.models.capacity import OVERHEAD, admit, free_bytes
 from runtime.models.layout import Layout, tree
 from runtime.models.partial import Known, Partial
 from runtime.models.pieces import load_journal
+from runtime.models.reach import Reach
 from runtime.models.records import Fingerprint
 from runtime.models.shelf import Shelf, blob_name_of
 from runtime.models.stamps import Stamps
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from runtime.interfaces import Model, Progress
     from runtime.models.pieces import FilePieces, Journal
-    from runtime.models.reach import Fetching
+    from schemas.node import SourcePolicy
     from schemas.ports import Ports, Stop
 
 _SYNCS: Final = 8
@@ -46,6 +48,22 @@ class Rooms:
         self.stamps = Stamps(self.layout, ports.files)
         self.shelf = Shelf(self.layout, self.stamps, ports)
         self.lock = threading.RLock()
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """How models are fetched."""
+
+    policy: SourcePolicy
+    """From where."""
+    connections: int
+    """Requests at once for one model."""
+    stall: float
+    """Seconds of silence after which a source is given up."""
+    reserve: int
+    """Bytes of the disk that are left free."""
+    reach: Reach = field(default_factory=Reach)
+    """How the outside is reached, beyond the policy."""
 
 
 class Install:

@@ -89,7 +89,7 @@ def assemble(kind: Format, described: Iterable[tuple[dict[str, Any], bytes]], sk
 
 def _files(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     if root.is_file():
-        return [(checked_name(root.name), root)], []
+        return [(check_name(root.name), root)], []
     found: list[tuple[str, Path]] = []
     skipped: list[str] = []
     for folder, folders, names in os.walk(root, followlinks=False):
@@ -106,7 +106,7 @@ def _files(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
             if name.startswith("."):
                 skipped.append(relative)
                 continue
-            found.append((checked_name(relative), _target(file, root, relative)))
+            found.append((check_name(relative), _target(file, root, relative)))
     return sorted(found), sorted(skipped)
 
 
@@ -123,11 +123,11 @@ def _target(file: Path, root: Path, relative: str) -> Path:
     return target
 
 
-def checked_name(name: str) -> str:
-    """A path that a manifest can hold.
+def check_name(name: str) -> str:
+    """The name of a model's file, if nodes can take it.
 
     Raises:
-        Incompatible: it names what runs code, or is not portable.
+        Incompatible: it runs code when it is loaded, or is not portable.
     """
     extension = name.rpartition(".")[2].lower()
     if extension in PICKLES | CODE:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from runtime.models.addresses import Location
     from runtime.models.throttle import Throttle
-    from schemas.node import SourcePolicy
 
 HUB: Final = "https://huggingface.co"
 """The hub that `hf://` means where nobody says otherwise."""
@@ -111,22 +110,6 @@ class Reach:
         if value is None and not (name == "http_proxy" and "REQUEST_METHOD" in self.environment):
             value = self.environment.get(name.upper())
         return value or ""
-
-
-@dataclass(frozen=True, slots=True)
-class Fetching:
-    """How models are fetched."""
-
-    policy: SourcePolicy
-    """From where."""
-    connections: int
-    """Requests at once for one model."""
-    stall: float
-    """Seconds of silence after which a source is given up."""
-    reserve: int
-    """Bytes of the disk that are left free."""
-    reach: Reach = field(default_factory=Reach)
-    """How the outside is reached, beyond the policy."""
 
 
 def _proxy(address: str) -> Proxy:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from runtime.models.formats import CODE, PICKLES, header_size
-from runtime.models.manifest_builder import BuiltManifest, Describer, assemble, checked_name, format_of
+from runtime.models.manifest_builder import BuiltManifest, Describer, assemble, check_name, format_of
 from runtime.models.ranged import RangedFile
 from runtime.models.sources import Interrupted, SourceError, Watch, WholeOnly, some
 from schemas.errors import DownloadFailed, Incompatible, ModelCorrupt
@@ -84,7 +84,7 @@ class RemoteReading:
             ModelCorrupt: a file's bytes are not those whose digest the hub publishes.
             DownloadFailed: the source did not deliver.
         """
-        ordered = sorted(files, key=lambda file: checked_name(file.path))
+        ordered = sorted(files, key=lambda file: check_name(file.path))
         kind = format_of([file.path for file in ordered])
         if len({file.path for file in ordered}) != len(ordered):
             raise Incompatible("a file is listed twice")

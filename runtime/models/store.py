@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from runtime.models import formats, hashing
 from runtime.models.capacity import disk_errors
-from runtime.models.install import Install, Rooms, fingerprints, known_pieces, one_of_each
+from runtime.models.install import Fetching, Install, Rooms, fingerprints, known_pieces, one_of_each
 from runtime.models.layout import tree
 from runtime.models.pieces import load_journal, split
-from runtime.models.reach import Fetching, Reach
+from runtime.models.reach import Reach
 from runtime.models.shelf import blob_name_of
 from runtime.models.telling import Teller, label
 from schemas.digests import short
