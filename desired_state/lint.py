@@ -167,6 +167,10 @@ def _runtimes(document: SnapshotDocument) -> Iterator[Finding]:
             yield Finding("warning", "WeakIsolation", f"{where}.isolation", text)
 
 
+def _is_url(source: str) -> bool:
+    return not source.startswith("hf://")  # where @ begins a revision
+
+
 def _models(document: SnapshotDocument) -> Iterator[Finding]:
     served = {key for assignment in document.spec.assignments for key in assignment.serve}
     withdrawn = {entry.digest for entry in document.spec.withdrawn}
@@ -180,6 +184,10 @@ def _models(document: SnapshotDocument) -> Iterator[Finding]:
         if plain:
             text = f"{model.key} is fetched over plain http, which nodes refuse unless their owner allows it"
             yield Finding("warning", "PlainHttp", f"{where}.sources", text)
+        if any("@" in source.partition("://")[2].partition("/")[0] for source in model.sources if _is_url(source)):
+            text = f"{model.key} has a source with a user or password in it, for everybody to read"
+            hint = "name the secret in each node's configuration: sources.credentials"
+            yield Finding("warning", "SecretInSource", f"{where}.sources", text, hint)
         if model.state == "active" and model.key not in served:
             text = f"{model.key} is active, and nothing serves it: it will be fetched nowhere"
             yield Finding("warning", "NotServed", where, text, f"reconcile snapshot serve {model.key} --runtime NAME")

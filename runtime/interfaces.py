@@ -404,7 +404,7 @@ class ModelStore(Protocol):
         """Why the file system cannot have the kernel refuse changed bytes (fs-verity); empty where it can."""
         ...
 
-    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> None:
+    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> Sequence[str]:
         """Fetch what is missing, verify, publish. Resumes; fine if the model is stored and intact.
 
         Args:
@@ -412,6 +412,9 @@ class ModelStore(Protocol):
             sources: base addresses; the node's own fallback list comes after them.
             progress: told per file.
             stop: when set, returns soon with `DownloadFailed`, keeping what is verified.
+
+        Returns:
+            What is to be held against sources, although others made up for it: each a sentence for people.
 
         Raises:
             DownloadFailed: no source had it all; what is verified is kept.

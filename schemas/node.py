@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
+from schemas.access import AbsolutePath, SecretRef, SourceAccess
 from schemas.base import Digest, Document, Duration, Frozen, Label, Name, Percent, Positive, Size, Text, Url
 from schemas.snapshot import Mode, Unenforced
 
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4095)]
 User = Annotated[str, StringConstraints(pattern=r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,10})$")]
 """A user or group of this machine."""
 
@@ -186,3 +186,14 @@ class NodeConfig(Document):
     """Requests at once for one model."""
     download_stall: Annotated[Positive, Field(le=3600)] = 30
     """Seconds without a byte after which a source is given up."""
+    secrets: dict[Name, SecretRef] = {}
+    """Where secrets are, by the names under which `sources` refers to them."""
+    sources: SourceAccess = SourceAccess.model_construct()
+    """How sources of models are reached."""
+
+    @model_validator(mode="after")
+    def _secrets_exist(self) -> NodeConfig:
+        unknown = [name for name in self.sources.secrets() if name not in self.secrets]
+        if unknown:
+            raise ValueError(f"sources refers to the secret {unknown[0]!r}, which secrets does not list")
+        return self

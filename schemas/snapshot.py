@@ -259,7 +259,8 @@ class ModelSpec(Frozen):
     state: DesiredModelState = "active"
     """`active` may serve, `inactive` is kept but never serves, `archived` is kept in cold storage."""
     sources: Annotated[tuple[Url, ...], Field(max_length=16)] = ()
-    """Base addresses below which the manifest's files lie. None of them is trusted."""
+    """Base addresses below which the manifest's files lie: `https://`, `hf://org/repo@commit`, `s3://bucket/prefix`,
+    `file://`; or bundles of them (`.tar`, `.tar.zst`, `.zip`). None of them is trusted, and none holds a secret."""
     requires: ModelRequirements = ModelRequirements.model_construct()
     """Compatibility."""
     validation: ModelValidation

@@ -19,9 +19,11 @@ PACKAGES = ("desired_state", "reconciler", "runtime", "schemas")
 SDKS = {
     "blake3": "schemas/digests.py",
     "backports": "runtime/models/zstd.py",
+    "botocore": "runtime/models/object_store.py",
     "docker": "runtime/backends/docker_api.py",
     "git": "desired_state/git_fetch.py",
     "httptools": "runtime/front/reading.py",
+    "huggingface_hub": "runtime/models/hub.py",
     "model_signing": "runtime/models/openssf.py",
     "pynvml": "runtime/hardware.py",
     "ruamel": None,

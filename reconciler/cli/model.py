@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
-from reconciler.cli.console import emit, next_steps, note, plural, say, size, table
+from reconciler.cli.console import emit, next_steps, plural, say, size, table
 from reconciler.cli.drafts import finish
 from reconciler.cli.lazy import OrderedGroup
 from reconciler.cli.operators import edit_snapshot, ports, read_snapshot, workspace_options
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from runtime.models.manifest_builder import BuiltManifest
 
 _WEB = ("http://", "https://")
-_REMOTE = ("hf://", "s3://")
 
 
 @click.group(cls=OrderedGroup)
@@ -44,6 +42,8 @@ def model() -> None:
 @click.option("--name", required=True, help="Name of the model: lower-case letters, digits and -.")
 @click.option("--version", required=True, help="Version of the model, e.g. v1.")
 @click.option("--source", "sources", multiple=True, metavar="URL", help="Below which its files lie; repeatable.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Files of an hf:// repository to take; repeatable.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Files of an hf:// repository to leave; repeatable.")
 @click.option("--probe", type=click.Path(path_type=Path), help="Probe document; `reconcile probe record` makes one.")
 @click.option("--every", type=DurationType(), help="Interval of periodic retests, e.g. 6h.")
 @click.option("--state", type=click.Choice(["active", "inactive", "archived"]), help="Its state [default: active].")
@@ -61,20 +61,14 @@ def model() -> None:
 @click.option("--allow-private", is_flag=True, help="Read URLs of private and loopback addresses, too.")
 @json_option
 def add(workspace: Workspace, path: str, name: str, version: str, *, as_json: bool, **given: Any) -> None:
-    """Approve the model in PATH (a file, a folder or a URL): write its manifest, and list it in the snapshot.
+    """Approve the model in PATH: write its manifest, and list it in the snapshot.
 
-    The data is read once, and of a URL nothing is kept. Doing it again updates the entry.
+    PATH is a file, a folder, the URL of a file, or hf://ORG/REPO@REVISION: then its files are checked against the
+    digests that the hub publishes, and the commit behind the revision becomes a source. The data is read once, and
+    nothing remote is kept but with --keep. Doing it again updates the entry.
     """
-    if path.startswith(_REMOTE):
-        raise UsageError(
-            "a model is added from files that are here; reading it from a remote address does not exist",
-            hint="download it, run `reconcile model add PATH`, and name the address with --source",
-        )
-    remote = path.startswith(_WEB)
-    if not remote and not Path(path).exists():
-        raise UsageError(f"{path} does not exist")
-    document = edit_snapshot(workspace)
     _check_identity(name, version)
+    document = edit_snapshot(workspace)
     signature = _signature(given.pop("signed_by"), given.pop("signature"))
     with _data(path, given) as (built, folder):
         manifest_path, digest = _write_manifest(workspace, built, name, version, folder, signature)
@@ -87,11 +81,12 @@ def add(workspace: Workspace, path: str, name: str, version: str, *, as_json: bo
         emit({"model": f"{name}:{version}", "manifest": digest, "path": manifest_path, "size": built.size})
         return
     if built.skipped:
-        say(f"Left out, because hidden: {', '.join(built.skipped)}")
+        why = "hidden, refused by nodes or not asked for" if path.startswith("hf://") else "hidden"
+        say(f"Left out, because {why}: {', '.join(built.skipped)}")
     say(f"Wrote {manifest_path} and .pieces: {plural(len(built.files), 'file')}, {size(built.size)}, {built.format}")
     finish(workspace, document, before)
     if not given["probe"] and not _has_probe(document, name, version):
-        here = (given["keep"] or "PATH") if remote else path
+        here = path if Path(path).exists() else given["keep"] or "PATH"
         next_steps(
             f"reconcile probe record --model {name}:{version} --model-path {here}",
             f"reconcile model set-probe {name}:{version} probes/FILE.yaml",
@@ -236,6 +231,18 @@ def _where(document: Document, model: str) -> Steps:
     return ("spec", "models", select(items if isinstance(items, tuple) else (), model, where="spec.models"))
 
 
+def _check_local(path: str, given: dict[str, Any]) -> None:
+    if path.startswith("s3://"):
+        raise UsageError(
+            "a model is added from files that are here, from https:// or from hf://",
+            hint="download it, run `reconcile model add PATH`, and name the address with --source",
+        )
+    if given["include"] or given["exclude"]:
+        raise UsageError("--include and --exclude choose among the files of an hf:// repository")
+    if not Path(path).exists():
+        raise UsageError(f"{path} does not exist")
+
+
 def _check_identity(name: str, version: str) -> None:
     from pydantic import TypeAdapter, ValidationError
 
@@ -252,88 +259,47 @@ def _check_identity(name: str, version: str) -> None:
 
 @contextmanager
 def _data(path: str, given: dict[str, Any]) -> Iterator[tuple[BuiltManifest, Path]]:
-    """What the data comes to, and where it can be looked into as long as this lasts."""
-    if not path.startswith(_WEB):
+    """What the data comes to, and where it can be looked into as long as this lasts; its address joins the sources."""
+    if path.startswith("hf://"):
+        from reconciler.cli.remote_models import read_hub
+
+        with read_hub(path, given["include"], given["exclude"]) as read:
+            given["sources"] = tuple(dict.fromkeys((read.address, *given["sources"])))
+            yield read.built, read.heads
+    elif path.startswith(_WEB):
+        yield from _web(path, given)
+    else:
+        _check_local(path, given)
         yield _read(Path(path)), Path(path)
-        return
-    base, file, public = _taken_apart(path)
-    if not given["sources"]:
-        if not public:
-            raise UsageError(
-                "the URL has a login or a query, which would be published",
-                hint="name the address for nodes with --source",
-            )
-        given["sources"] = (base,)
-    with TemporaryDirectory(prefix="reconcile-model-") as scratch:
-        folder = given["keep"] or Path(scratch)
-        ports().files.make_folder(folder)
-        partial = folder / f".{file}.partial"
-        try:
-            built = _read_remote(base, file, given, partial)
-            partial.rename(folder / file)
-        finally:
-            partial.unlink(missing_ok=True)
-        yield built, folder / file
 
 
-def _taken_apart(url: str) -> tuple[str, str, bool]:
-    """The base address of a URL, the name of its file, and whether it may be published as it is."""
-    from urllib.parse import unquote, urlsplit
+def _web(url: str, given: dict[str, Any]) -> Iterator[tuple[BuiltManifest, Path]]:
+    from reconciler.cli.remote_models import read_url
 
-    from runtime.models.manifest_builder import check_name
-
-    parts = urlsplit(url)
-    folder, _, name = parts.path.rpartition("/")
-    if not parts.netloc or not name:
-        raise UsageError(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} does not name a file")
-    query = f"?{parts.query}" if parts.query else ""
-    return (
-        f"{parts.scheme}://{parts.netloc}{folder}{query}",
-        check_name(unquote(name)),
-        not query and "@" not in parts.netloc,
-    )
-
-
-def _read_remote(base: str, file: str, given: dict[str, Any], keep: Path) -> BuiltManifest:
-    """Hash a file while it comes."""
-    from desired_state.load import PIECES_LIMIT
-    from reconciler.cli import wiring
-    from reconciler.cli.transfer import Transfer
-    from runtime.models.manifest_builder import build_stream
-    from runtime.models.streaming import streamed
-    from schemas.manifest import HASH_SIZE, PIECE_SIZE
-    from schemas.node import SourcePolicy
-
-    policy = SourcePolicy(allow_http=given["allow_http"], allow_private=given["allow_private"])
-    with (
-        Transfer() as transfer,
-        streamed(base, file, policy, wiring.host(transfer.stop), keep=keep, whole=given["keep"] is not None) as remote,
-    ):
-        remote.begin(PIECES_LIMIT // HASH_SIZE * PIECE_SIZE)
-        return build_stream(file, remote, remote.size, told=transfer.told)
+    keep = given["keep"]
+    if keep is not None:
+        ports().files.make_folder(keep)
+    address = urlsplit(url)
+    if not given["sources"] and (address.query or "@" in address.netloc):
+        raise UsageError(
+            "the URL has a login or a query, which would be published",
+            hint="name the address for nodes with --source",
+        )
+    with read_url(url, allow_http=given["allow_http"], allow_private=given["allow_private"], keep=keep) as read:
+        given["sources"] = given["sources"] or (read.address,)
+        yield read.built, read.heads
 
 
 def _read(path: Path) -> BuiltManifest:
-    """Hash the data, with a word on progress where somebody watches."""
+    """Hash the data, with bars where somebody watches."""
+    from reconciler.cli.progress import reading
     from runtime.models.manifest_builder import build
 
-    told = _Told() if sys.stderr.isatty() else None
     try:
-        return build(path, told=told)
+        with reading() as told:
+            return build(path, told=told)
     except OSError as error:
         raise UsageError(f"{error.filename or path}: {error.strerror or error}") from error
-
-
-class _Told:
-    """One line per file that takes a while."""
-
-    def __init__(self) -> None:
-        self._seen = ""
-
-    def __call__(self, name: str, _done: int, total: int) -> None:
-        if name != self._seen and total > 2**30:
-            self._seen = name
-            note(f"reading {name} ({size(total)}) ...")
 
 
 def _signature(key: Path | None, file: str) -> dict[str, str] | None:

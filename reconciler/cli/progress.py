@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from typing import TYPE_CHECKING, Protocol, Self
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from reconciler.cli.render import action_line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
+    from rich.console import Console
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
@@ -46,6 +49,9 @@ def display(*, as_json: bool) -> Display:
         return JsonDisplay()
     return LiveDisplay() if sys.stderr.isatty() else LineDisplay()
 
+
+_MAX_BARS: Final = 12
+"""Bars of files at once: a terminal has few lines, a model may have hundreds of files."""
 
 _MARKS = {"done": "done", "failed": "failed", "skipped": "skipped", "cancelled": "cancelled"}
 
@@ -107,11 +113,13 @@ class JsonDisplay(LineDisplay):
         print(json.dumps({"formatVersion": "1", **document}), file=sys.stderr, flush=True)  # noqa: T201 - the output
 
 
-class LiveDisplay(LineDisplay):
-    """Bars on a terminal, below the lines of the steps."""
+class Bars:
+    """Bars on a terminal: one for every file that is on its way, and one for all of them together.
 
-    def __init__(self) -> None:
-        from rich.console import Console
+    Speed and time left are measured by rich over the last half minute.
+    """
+
+    def __init__(self, console: Console) -> None:
         from rich.progress import (
             BarColumn,
             DownloadColumn,
@@ -122,7 +130,6 @@ class LiveDisplay(LineDisplay):
             TransferSpeedColumn,
         )
 
-        self._console = Console(stderr=True, highlight=False)
         self._bars: RichProgress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -130,10 +137,12 @@ class LiveDisplay(LineDisplay):
             DownloadColumn(binary_units=True),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            console=self._console,
+            console=console,
             transient=True,
         )
+        self._totals: dict[str, tuple[int, int]] = {}
         self._tasks: dict[str, TaskID] = {}
+        self._all: TaskID | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -145,28 +154,100 @@ class LiveDisplay(LineDisplay):
     ) -> None:
         self._bars.stop()
 
+    def expect(self, sizes: Mapping[str, int]) -> None:
+        """Say what will come, so that the bar of all knows its end from the beginning."""
+        with self._lock:
+            for subject, total in sizes.items():
+                self._totals.setdefault(subject, (0, total))
+            self._sum()
+
+    def advance(self, subject: str, done: int, total: int) -> None:
+        """Move a bar; one that is full makes room for others."""
+        with self._lock:
+            self._totals[subject] = (done, total)
+            if done < total and subject not in self._tasks and len(self._tasks) < _MAX_BARS:
+                self._tasks[subject] = self._bars.add_task(subject.replace("[", "\\["), total=total, completed=done)
+            elif subject in self._tasks:
+                self._bars.update(self._tasks[subject], completed=done, total=total)
+            if done >= total and subject in self._tasks:
+                self._bars.remove_task(self._tasks.pop(subject))
+            self._sum()
+
+    def clear(self) -> None:
+        """The work is over: the next one has bars of its own."""
+        with self._lock:
+            for task in (*self._tasks.values(), *((self._all,) if self._all is not None else ())):
+                self._bars.remove_task(task)
+            self._all = None
+            self._tasks.clear()
+            self._totals.clear()
+
+    def _sum(self) -> None:
+        if len(self._totals) < 2:  # noqa: PLR2004 - the bar of one file says it all
+            return
+        done, total = (sum(column) for column in zip(*self._totals.values(), strict=True))
+        finished = sum(done == total for done, total in self._totals.values())
+        text = f"[bold]all, {finished} of {len(self._totals)} files[/]"
+        if self._all is None:
+            self._all = self._bars.add_task(text, total=total, completed=done)
+        else:
+            self._bars.update(self._all, description=text, completed=done, total=total)
+
+
+class LiveDisplay(LineDisplay):
+    """Bars on a terminal, below the lines of the steps."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+        self._bars = Bars(self._console)
+
+    def __enter__(self) -> Self:
+        self._bars.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.__exit__(kind, error, trace)
+
     def started(self, action: Action) -> None:
         """Print the action above the bars."""
         self._print(action_line(action))
 
     def finished(self, outcome: Outcome) -> None:
         """Print how it ended above the bars, and clear them."""
-        with self._lock:
-            for task in self._tasks.values():
-                self._bars.remove_task(task)
-            self._tasks.clear()
+        self._bars.clear()
         if outcome.status in ("skipped", "cancelled") and outcome.error is None:
             self._print(action_line(outcome.action))
         self._print(_result(outcome))
 
     def advance(self, subject: str, done: int, total: int) -> None:
         """Move a bar."""
-        with self._lock:
-            if subject not in self._tasks:
-                self._tasks[subject] = self._bars.add_task(subject, total=total)
-            self._bars.update(self._tasks[subject], completed=done, total=total)
+        self._bars.advance(subject, done, total)
 
     def _print(self, line: str) -> None:
         from rich.text import Text
 
         self._console.print(Text.from_ansi(line))
+
+
+@contextmanager
+def reading(sizes: Mapping[str, int] | None = None) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Bars for data that is read once, while it is; nothing where nobody watches.
+
+    Args:
+        sizes: bytes of what will be read, by name, as far as known.
+
+    Yields:
+        What is to be told of each file's progress.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Bars(Console(stderr=True, highlight=False)) as bars:
+        bars.expect(sizes or {})
+        yield bars.advance

@@ -11,6 +11,7 @@ from schemas.errors import ConfigError, DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from reconciler.bundles.container import Bundle
     from reconciler.bundles.importing import ImageEngine, Import, Imported
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from runtime.backends.loaded_images import LoadedImages
     from runtime.front.keeper import FrontKeeper
     from runtime.interfaces import Backend, EngineConnection, Progress
+    from runtime.models.reach import Reach
     from runtime.models.sources import Source
     from runtime.models.store import DiskModelStore
     from schemas.node import ContainerBackend, NodeConfig
@@ -163,6 +165,28 @@ def build_store(
         # Several networks may share a cold disk: each has a folder of its own there, and removes from no other.
         archive=Path(config.models.archive) / config.network if config.models.archive else None,
         nearby=nearby,
+        reach=build_reach(config, ports),
+    )
+
+
+def build_reach(config: NodeConfig, ports: Ports) -> Reach:
+    """How the node reaches sources of models: its secrets, endpoints, proxy and bandwidth."""
+    from reconciler.windows import is_open
+    from runtime.models.reach import Reach
+    from runtime.models.throttle import Throttle
+    from runtime.secrets import Secrets
+
+    bandwidth = config.sources.bandwidth
+
+    def rate(now: datetime) -> int | None:
+        return next((window.limit for window in bandwidth.windows if is_open((window,), now)), bandwidth.limit)
+
+    limited = bandwidth.limit is not None or bandwidth.windows
+    return Reach(
+        settings=config.sources,
+        secrets=Secrets(config.secrets),
+        environment=os.environ,
+        throttle=Throttle(rate, ports.clock) if limited else None,
     )
 
 

@@ -203,15 +203,9 @@ def perform(action: Action, context: Context) -> Changes:
     adapters = context.adapters
     now = adapters.ports.clock.now()
     if isinstance(action, DownloadModel):
-        model = adapters.documents.model(action.manifest.digest)
-        sources = context.sources.get(action.manifest.digest, action.sources)
-        adapters.store.acquire(model, sources, progress=adapters.progress, stop=adapters.ports.stop)
-        return _installed(action, context, "downloaded and verified", "ModelInstalled")
+        return _acquired(action, context, "downloaded and verified", "ModelInstalled")
     if isinstance(action, RestoreModel):
-        model = adapters.documents.model(action.manifest.digest)
-        sources = context.sources.get(action.manifest.digest, action.sources)
-        adapters.store.acquire(model, sources, progress=adapters.progress, stop=adapters.ports.stop)
-        return _installed(action, context, "brought back from cold storage and verified", "ModelRestored")
+        return _acquired(action, context, "brought back from cold storage and verified", "ModelRestored")
     if isinstance(action, VerifyModel):
         model = adapters.documents.model(action.manifest.digest)
         adapters.store.verify(model, progress=adapters.progress, stop=adapters.ports.stop)
@@ -229,6 +223,16 @@ def perform(action: Action, context: Context) -> Changes:
         )
         return (change,)
     raise TypeError(f"not an action on models: {action.kind}")
+
+
+def _acquired(action: DownloadModel | RestoreModel, context: Context, cause: str, reason: str) -> tuple[Change, ...]:
+    """Bring a model into the store, from wherever its bytes are; what is held against sources goes on record."""
+    adapters = context.adapters
+    model = adapters.documents.model(action.manifest.digest)
+    sources = context.sources.get(action.manifest.digest, action.sources)
+    remarks = adapters.store.acquire(model, sources, progress=adapters.progress, stop=adapters.ports.stop)
+    blamed = tuple(Note("Warning", "SourceBlamed", remark, subject=action.model) for remark in remarks)
+    return (*_installed(action, context, cause, reason), *blamed)
 
 
 def _installed(action: DownloadModel | RestoreModel, context: Context, cause: str, reason: str) -> tuple[Change, ...]:

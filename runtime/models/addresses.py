@@ -70,7 +70,9 @@ class Location:
 
     def child(self, relative: str) -> Location:
         """The address of a file below this base address; the query, often a token, stays."""
-        return replace(self, path=f"{self.path.rstrip('/')}/{relative}")
+        # The one character of a manifest's paths that servers read in two ways.
+        encoded = relative.replace("+", "%2B")
+        return replace(self, path=f"{self.path.rstrip('/')}/{encoded}")
 
 
 def locate(address: str, policy: SourcePolicy) -> Location:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from runtime.models.capacity import disk_errors
 from runtime.models.layout import open_regular
-from runtime.models.sources import Interrupted, SourceError, Watch
+from runtime.models.sources import Interrupted, SourceError, Watch, some
 from schemas.digests import Hasher
 from schemas.errors import DownloadFailed, ModelCorrupt
 
@@ -96,6 +96,7 @@ class Download:
         told: Callable[[str, int], None],
         connections: int,
         stall: float,
+        paused: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare.
 
@@ -110,7 +111,9 @@ class Download:
             told: path and verified bytes of a file, at each verified piece.
             connections: workers.
             stall: seconds of silence after which a transfer is given up.
+            paused: whether nothing may be downloaded at the moment; ends the download.
         """
+        self._paused = paused
         self._label = label
         self._base = base
         self._health = health
@@ -204,7 +207,7 @@ class Download:
                 while done < job.piece.length:
                     wanted = min(len(view), job.piece.length - done)
                     while filled < wanted:
-                        filled += _some(session, view[filled:wanted])
+                        filled += some(session, view[filled:wanted])
                     hasher.update(view[:wanted])
                     self._write(job.todo, view[:wanted], job.piece.offset + done)
                     done, filled = done + wanted, 0
@@ -386,7 +389,11 @@ class Download:
 
     def _look(self) -> bool:
         """Wait a moment, and end what must end; False once all workers have."""
+        paused = self._paused()
         with self._turn:
+            if paused and self._failure is None:
+                self._failure = DownloadFailed(f"the download of {self._label} is paused by sources.bandwidth")
+                self._end_all()
             if self._running:
                 self._turn.wait(_TICK)
             if self._stop.is_set() and not self._cancelled:
@@ -414,14 +421,6 @@ class Download:
             (job.piece.length - job.watch.received) * elapsed / job.watch.received if job.watch.received else math.inf
         )
         return left > 2 * job.piece.length / best + 1
-
-
-def _some(session: Session, view: memoryview) -> int:
-    """Read at least one byte."""
-    count = session.readinto(view)
-    if not count:
-        raise Interrupted("the answer ended early")
-    return count
 
 
 def _todo(file: FilePieces, missing: Sequence[Piece]) -> Todo:

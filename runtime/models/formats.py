@@ -107,6 +107,36 @@ def check_content(model: Model, base: Path, paths: Iterable[str]) -> None:
             os.close(file)
 
 
+def header_size(base: Path, path: str, here: int) -> int | None:
+    """Bytes at the beginning of a file that `check_content` looks at; None while they go beyond those that are here.
+
+    Args:
+        base: folder with the file.
+        path: the file.
+        here: bytes of its beginning that are there.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    file = open_regular(base, path)
+    try:
+        match _extension(path):
+            case "gguf":
+                walked = _Gguf(file, here)
+                walked.walk()
+                end = walked.position
+            case "safetensors":
+                (length,) = struct.unpack("<Q", _read(file, 0, 8))
+                end = 8 + int(length) if length <= _SAFETENSORS_HEADER else 8
+            case _:
+                end = 4
+    except _Bad:
+        return None
+    finally:
+        os.close(file)
+    return end if end <= here else None
+
+
 def _extension(path: str) -> str:
     return path.rpartition("/")[2].rpartition(".")[2].lower()
 
@@ -198,13 +228,22 @@ class _Gguf:
         self._file = file
         self._size = size
         self._limit = min(size, _GGUF_HEADER)
-        self._position = 0
+        self.position = 0
         self._buffer = b""
         self._buffered_from = 0
         self._values = 0
 
     def check(self) -> None:
         """Every count and length within bounds, every tensor's beginning within the file."""
+        tensors, alignment, furthest = self.walk()
+        if not alignment or alignment % 8 or alignment > 2**16:
+            raise _Bad(f"claims an alignment of {alignment}")
+        data = -(-self.position // alignment) * alignment
+        if tensors and data + furthest >= self._size:
+            raise _Bad("has a tensor beyond the end of the file")
+
+    def walk(self) -> tuple[int, int, int]:
+        """To the end of the header: how many tensors, their alignment, and where the last one begins in the data."""
         if self._take(4) != b"GGUF":
             raise _Bad("is not a GGUF file")
         version = self._number("<I")
@@ -221,11 +260,7 @@ class _Gguf:
             else:
                 self._skip_value(kind, 0)
         furthest = max((self._tensor() for _ in range(tensors)), default=0)
-        if not alignment or alignment % 8 or alignment > 2**16:
-            raise _Bad(f"claims an alignment of {alignment}")
-        data = -(-self._position // alignment) * alignment
-        if tensors and data + furthest >= self._size:
-            raise _Bad("has a tensor beyond the end of the file")
+        return tensors, alignment, furthest
 
     def _tensor(self) -> int:
         """Skip a tensor's description; its offset within the data."""
@@ -273,12 +308,12 @@ class _Gguf:
         return int(value)
 
     def _skip(self, length: int) -> None:
-        self._position += length
-        if self._position > self._limit:
+        self.position += length
+        if self.position > self._limit:
             raise _Bad("has a header that does not end within the file, or is far too long")
 
     def _take(self, length: int) -> bytes:
-        start = self._position
+        start = self.position
         self._skip(length)
         begin = start - self._buffered_from
         if not 0 <= begin <= len(self._buffer) - length:

@@ -174,6 +174,14 @@ class Health:
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (state.strikes - 1)) * self._jitter(0.75, 1.25)
         state.resting_until = now + max(pause, error.retry_after or 0.0)
 
+    def blamed(self) -> tuple[str, ...]:
+        """Who sent wrong bytes, for people: nobody else would ever hear of it where another source made up for it."""
+        return tuple(
+            f"{state.shown} sent wrong bytes of {state.wrong} {'piece' if state.wrong == 1 else 'pieces'}"
+            for state in self.states
+            if state.wrong
+        )
+
     def report(self, path: str) -> str:
         """What every source had to say about a file, for people."""
         lines = []

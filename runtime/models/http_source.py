@@ -8,31 +8,29 @@ these three (urllib3's `readinto` reads first and copies then).
 from __future__ import annotations
 
 import http.client
-import re
-import socket
-import ssl
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
-from runtime.models.addresses import Location, locate, redirected, resolve
-from runtime.models.sources import Interrupted, Refused, Unsuitable, Watch, WholeOnly, WrongContent
+from runtime.models.addresses import Location, redirected
+from runtime.models.answers import check_head, judge, measured
+from runtime.models.dialing import Dialer
+from runtime.models.reach import Reach
+from runtime.models.sources import Interrupted, Unsuitable, Watch
 
 if TYPE_CHECKING:
+    import socket
     from io import BufferedReader
 
     from schemas.node import SourcePolicy
     from schemas.ports import Clock
 
+Signer = Callable[[Location, Mapping[str, str]], Mapping[str, str]]
+"""Makes the headers that sign a request, from its address and the headers that it has."""
+
 _MAX_HOPS: Final = 5
 """Redirects followed for one request: hubs need two, a loop ends here."""
-
-_CONNECT_SECONDS: Final = 10.0
-"""Longest wait for one address to accept a connection; a host may have several."""
-
-_MAX_ADDRESSES: Final = 4
-"""Addresses of one host that are tried."""
 
 _MAX_DRAIN: Final = 2**16
 """Bytes of an unwanted body that are read so that its connection can be kept."""
@@ -40,10 +38,7 @@ _MAX_DRAIN: Final = 2**16
 _CHUNKED_READ: Final = 2**16
 """Bytes asked for at once where `http.client` waits for all of them: keeps the transfer observable."""
 
-_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
-
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _EXPIRED: Final = frozenset({401, 403, 404, 410})
 """Statuses by which a redirect's target says that its address is no longer good."""
 
@@ -53,37 +48,54 @@ _HEADERS: Final = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent":
 class HttpSource:
     """A base address. Remembers for every file where a redirect led, until that address expires."""
 
-    def __init__(self, address: str, policy: SourcePolicy, *, stall: float, clock: Clock) -> None:
-        """See `open_source`.
+    def __init__(
+        self,
+        base: Location,
+        policy: SourcePolicy,
+        *,
+        stall: float,
+        clock: Clock,
+        reach: Reach | None = None,
+        shown: str = "",
+        sign: Signer | None = None,
+    ) -> None:
+        """Name the source; nothing is asked yet.
 
-        Raises:
-            Refused: the policy does not allow the address.
+        Args:
+            base: below which the files lie.
+            policy: what the node allows.
+            stall: seconds of silence that are borne.
+            clock: the time, for `Retry-After` given as a date.
+            reach: how the outside is reached.
+            shown: the address for people; that of `base` if not given.
+            sign: signs requests to the origin of `base`, and to no other.
         """
-        self._base = locate(address, policy)
+        self._base = base
+        self._sign = sign
         self.policy = policy
         self.stall = stall
         self.clock = clock
-        self.shown = self._base.shown
+        self.reach = reach if reach is not None else Reach()
+        self.dialer = Dialer(policy, self.reach, stall=stall)
+        self.shown = shown or base.shown
         self._lock = threading.Lock()
         self._moved: dict[str, Location] = {}
-        self._tls: ssl.SSLContext | None = None
 
     def session(self) -> HttpSession:
         """A reader."""
         return HttpSession(self)
 
-    def tls(self) -> ssl.SSLContext:
-        """The machine's trusted certificates, read once."""
-        with self._lock:
-            if self._tls is None:
-                self._tls = ssl.create_default_context()
-            return self._tls
+    def credentials(self, place: Location, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """The headers that say to an address who asks."""
+        if self._sign is not None and place.origin == self._base.origin:
+            return self._sign(place, headers)
+        return {"Authorization": place.authorization} if place.authorization else {}
 
     def place(self, path: str) -> tuple[Location, bool]:
         """Where to ask for a file, and whether a redirect told so."""
         with self._lock:
             moved = self._moved.get(path)
-        return (self._base.child(path), False) if moved is None else (moved, True)
+        return (self._base.child(path) if path else self._base, False) if moved is None else (moved, True)
 
     def moved(self, path: str, place: Location | None) -> None:
         """Remember where a redirect led, or forget it."""
@@ -133,13 +145,12 @@ class HttpSession:
         """See `Session.measure`."""
         self._watch = watch
         self._leave()
-        place, _ = self._source.place(path)
-        response = self._follow(place, 0, 1)
+        response = self._answer(path, 0, 1)
         try:
-            return _measured(response, self._source.clock)
+            return measured(response, self._source.clock)
         finally:
             self._refuse_body(response)
-            watch.detach()
+            self._watch.detach()
 
     def finish(self) -> None:
         """See `Session.finish`. An answer that goes on stays open: the next piece may be in it."""
@@ -161,9 +172,22 @@ class HttpSession:
     # --- reading --------------------------------------------------------------------------------------------------
 
     def _receive(self, view: memoryview) -> int:
-        response = self._response
+        response, throttle = self._response, self._source.reach.throttle
         if response is None:
             return 0
+        if throttle is None:
+            return self._receive_some(response, view)
+        while not (granted := throttle.grant(len(view))):
+            if self._watch.cause:
+                raise Interrupted(self._watch.cause)
+        count = 0
+        try:
+            count = self._receive_some(response, view[:granted])
+        finally:
+            throttle.give_back(granted - count)
+        return count
+
+    def _receive_some(self, response: http.client.HTTPResponse, view: memoryview) -> int:
         try:
             if response.chunked:
                 count = response.readinto(view[:_CHUNKED_READ])
@@ -207,6 +231,18 @@ class HttpSession:
 
     def _ask(self, path: str, size: int, start: int, end: int, *, whole: bool) -> None:
         """Send the request, follow redirects, and judge the answer."""
+        response = self._answer(path, start, end)
+        self._response, self._path = response, path
+        try:
+            self._position, self._end = judge(response, size, start, end, whole=whole, clock=self._source.clock)
+        except BaseException:
+            self._response = None
+            self._refuse_body(response)
+            self._source.moved(path, None)
+            raise
+
+    def _answer(self, path: str, start: int, end: int) -> http.client.HTTPResponse:
+        """The answer from where the file really lies; that place is remembered, and forgotten when it expired."""
         place, moved = self._source.place(path)
         response = self._follow(place, start, end)
         if moved and response.status in _EXPIRED:
@@ -214,16 +250,9 @@ class HttpSession:
             self._refuse_body(response)
             place, _ = self._source.place(path)
             response = self._follow(place, start, end)
-        self._response, self._path = response, path
-        try:
-            self._position, self._end = _judge(response, size, start, end, whole=whole, now=self._source)
-        except BaseException:
-            self._response = None
-            self._refuse_body(response)
-            self._source.moved(path, None)
-            raise
         if self._landed != place:
             self._source.moved(path, self._landed)
+        return response
 
     def _follow(self, place: Location, start: int, end: int) -> http.client.HTTPResponse:
         for _ in range(_MAX_HOPS + 1):
@@ -258,7 +287,7 @@ class HttpSession:
                 stale = isinstance(error.__cause__, ConnectionError | http.client.BadStatusLine)
                 if self._watch.cause or not stale:
                     raise
-        connection = self._connect(place)
+        connection = self._source.dialer.connect(place, self._watch)
         self._connections[place.origin] = connection
         return self._send(connection, place, start, end)
 
@@ -267,16 +296,21 @@ class HttpSession:
     ) -> http.client.HTTPResponse:
         self._current = connection
         headers = {**_HEADERS, "Host": place.authority, "Range": f"bytes={start}-{end - 1}"}
-        if place.authorization:
-            headers["Authorization"] = place.authorization
+        headers.update(self._source.credentials(place, headers))
+        target = place.target
+        proxy = self._source.dialer.proxy(place) if place.scheme == "http" else None
+        if proxy is not None:  # a proxy of plain http is asked for the whole address (RFC 9112, section 3.2.2)
+            target = f"http://{place.authority}{target}"
+            if proxy.authorization:
+                headers["Proxy-Authorization"] = proxy.authorization
         # Held here, too: `http.client` forgets it when the answer says that the connection will be closed.
         self._socket = connection.sock
         if self._socket is not None:
             self._watch.attach(self._socket)
         try:
-            connection.request("GET", place.target, headers=headers)
+            connection.request("GET", target, headers=headers)
             response = connection.getresponse()
-            _check_head(response)
+            check_head(response)
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.close()
             raise self._interrupted(error) from error
@@ -285,141 +319,3 @@ class HttpSession:
             connection.close()
             raise Interrupted(self._watch.cause)
         return response
-
-    def _connect(self, place: Location) -> http.client.HTTPConnection:
-        """Connect to an address that the policy allows, and to no other."""
-        failure: Interrupted | None = None
-        for family, address in resolve(place, self._source.policy)[:_MAX_ADDRESSES]:
-            try:
-                return self._dial(place, family, address)
-            except Interrupted as error:
-                failure = error
-                if self._watch.cause:
-                    break
-        raise failure if failure is not None else Interrupted("nothing to connect to")
-
-    def _dial(self, place: Location, family: socket.AddressFamily, address: str) -> http.client.HTTPConnection:
-        plain = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            plain.settimeout(min(_CONNECT_SECONDS, self._source.stall))
-            self._watch.attach(plain)
-            plain.connect((address, place.port))
-            connected = plain if place.scheme == "http" else self._handshake(plain, place)
-        except ssl.SSLCertVerificationError as error:
-            plain.close()
-            raise Refused(f"the certificate of {place.host} is not good: {error.verify_message}") from error
-        except Interrupted:
-            plain.close()
-            raise
-        except (OSError, ValueError) as error:
-            plain.close()
-            if self._watch.cause:
-                raise Interrupted(self._watch.cause) from error
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise Interrupted(f"cannot connect to {place.authority}: {reason}") from error
-        connected.settimeout(self._source.stall)
-        connection = http.client.HTTPConnection(place.host, place.port)
-        connection.sock = connected
-        connection.auto_open = 0  # it would connect by name again, past the policy
-        return connection
-
-    def _handshake(self, plain: socket.socket, place: Location) -> ssl.SSLSocket:
-        secured = self._source.tls().wrap_socket(plain, server_hostname=place.host, do_handshake_on_connect=False)
-        try:
-            self._watch.attach(secured)
-            secured.do_handshake()
-        except BaseException:
-            secured.close()
-            raise
-        return secured
-
-
-# --- judging an answer --------------------------------------------------------------------------------------------
-
-
-def _check_head(response: http.client.HTTPResponse) -> None:
-    """Tell a head that broke off from one that ended: to `http.client` both look alike.
-
-    Raises:
-        ConnectionError: nothing says how long the body is, and there is none.
-    """
-    useful = response.status in (http.client.OK, http.client.PARTIAL_CONTENT)
-    if useful and response.length is None and not response.chunked and not response.peek(1):
-        raise ConnectionError("the head of the answer broke off")
-
-
-def _judge(
-    response: http.client.HTTPResponse, size: int, start: int, end: int, *, whole: bool, now: HttpSource
-) -> tuple[int, int]:
-    """What part of the file an answer holds: its first byte, and the one after its last.
-
-    Raises:
-        Unsuitable, WrongContent, WholeOnly, Interrupted: it cannot be used.
-    """
-    status = response.status
-    if status in _PASSING:
-        raise Interrupted(f"answered {status} {response.reason}", retry_after=_retry_after(response, now.clock))
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if status in (200, 206) and encoding != "identity":
-        raise Unsuitable(f"sends the file encoded as {encoding}, although it was asked not to")
-    if status == http.client.PARTIAL_CONTENT:
-        return _judge_part(response, size, start, end)
-    if status == http.client.OK:
-        return _judge_whole(response, size, start, end, whole=whole)
-    if status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-        raise WrongContent(f"says that its file ends before byte {end}, where the manifest has {size} bytes")
-    raise Unsuitable(f"answered {status} {response.reason}")
-
-
-def _measured(response: http.client.HTTPResponse, clock: Clock) -> int:
-    """Bytes of a whole file, from the answer to a request for its first byte."""
-    if response.status in _PASSING:
-        raise Interrupted(f"answered {response.status} {response.reason}", retry_after=_retry_after(response, clock))
-    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-    if response.status == http.client.PARTIAL_CONTENT and match is not None and match.group(3) != "*":
-        return int(match.group(3))
-    if response.status == http.client.OK and response.length is not None:
-        return response.length
-    if response.status in (http.client.OK, http.client.PARTIAL_CONTENT):
-        raise Unsuitable("does not say how large the file is")
-    raise Unsuitable(f"answered {response.status} {response.reason}")
-
-
-def _judge_part(response: http.client.HTTPResponse, size: int, start: int, end: int) -> tuple[int, int]:
-    stated = response.headers.get("Content-Range", "")
-    match = _CONTENT_RANGE.fullmatch(stated.strip())
-    if match is None:
-        raise Unsuitable("sends a part of the file without saying which")
-    first, last, total = match.groups()
-    if total != "*" and int(total) != size:
-        raise WrongContent(f"has {total} bytes where the manifest has {size}")
-    if (int(first), int(last)) != (start, end - 1):
-        raise Unsuitable(f"sends bytes {first}-{last} when asked for {start}-{end - 1}")
-    if response.length is not None and response.length != end - start:
-        raise Unsuitable(f"announces {response.length} bytes for a part of {end - start}")
-    return start, end
-
-
-def _judge_whole(
-    response: http.client.HTTPResponse, size: int, start: int, end: int, *, whole: bool
-) -> tuple[int, int]:
-    kind = response.headers.get_content_type()
-    if response.length != size:
-        if kind == "text/html":
-            raise Unsuitable("answers with a web page instead of the file: a login page?")
-        raise Unsuitable(f"answers with a whole document of {response.length} bytes where the manifest has {size}")
-    if (start, end) == (0, size) or whole:
-        return 0, size
-    raise WholeOnly("sends whole files only")
-
-
-def _retry_after(response: http.client.HTTPResponse, clock: Clock) -> float | None:
-    """Seconds to wait, from seconds or an HTTP date (RFC 9110, section 10.2.3)."""
-    value = response.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}", value):
-        return float(value)
-    with suppress(ValueError):
-        moment = parsedate_to_datetime(value)
-        if moment.tzinfo is not None:
-            return max(0.0, (moment - clock.now()).total_seconds())
-    return None

@@ -10,7 +10,7 @@ publish    after a last look at what was shared, at every header, and at its mak
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from runtime.models import formats, hashing
@@ -19,6 +19,7 @@ from runtime.models.layout import Layout, tree
 from runtime.models.openssf import check_signature
 from runtime.models.partial import Known, Partial
 from runtime.models.pieces import load_journal
+from runtime.models.reach import Reach
 from runtime.models.records import Fingerprint
 from runtime.models.shelf import Shelf, blob_name_of
 from runtime.models.stamps import Stamps
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from runtime.interfaces import Model, Progress
     from runtime.models.archive import Archive
-    from runtime.models.health import Health
     from runtime.models.pieces import FilePieces, Journal
     from runtime.models.sources import Source
     from schemas.node import SourcePolicy
@@ -68,6 +68,8 @@ class Fetching:
     """Bytes of the disk that are left free."""
     nearby: Callable[[str], Sequence[Source]] = lambda _manifest: ()
     """By a manifest's digest: sources that are open already, such as a bundle. The policy is about addresses."""
+    reach: Reach = field(default_factory=Reach)
+    """How the outside is reached, beyond the policy."""
 
 
 class Install:
@@ -98,11 +100,14 @@ class Install:
         self._tell = Teller(model, files, progress)
         self._stop = stop
 
-    def run(self, sources: Sequence[str]) -> None:
+    def run(self, sources: Sequence[str]) -> Sequence[str]:
         """Fetch what is missing, verify, publish.
 
         Args:
             sources: base addresses; the node's fallback list comes after them.
+
+        Returns:
+            What is to be held against sources, although others made up for it.
 
         Raises:
             DownloadFailed, ModelCorrupt, Incompatible, NoSpace: see `ModelStore.acquire`.
@@ -119,7 +124,7 @@ class Install:
         journal = partial.journal(good)
         try:
             self._copy(wanted, partial, journal)
-            self._fetch(wanted, partial, journal, sources)
+            remarks = self._fetch(wanted, partial, journal, sources)
         except (ReconcileError, hashing.Stopped):
             journal.save(partial.fingerprints())
             raise
@@ -128,6 +133,7 @@ class Install:
         with self._lock:
             self._publish(borrowed)
         self._tell.finish()
+        return remarks
 
     # --- what the disk has already --------------------------------------------------------------------------------
 
@@ -204,46 +210,25 @@ class Install:
                     self._shelf.discard(self._folder)  # half a reservation is of no use, and in the way
                 raise
 
-    def _fetch(self, wanted: Sequence[FilePieces], partial: Partial, journal: Journal, sources: Sequence[str]) -> None:
+    def _fetch(
+        self, wanted: Sequence[FilePieces], partial: Partial, journal: Journal, sources: Sequence[str]
+    ) -> Sequence[str]:
         done = journal.done
-        missing = [(file, [piece for piece in file.pieces if piece.number not in done]) for file in wanted]
-        if not any(pieces for _, pieces in missing):
-            return
-        from runtime.models.download import Download  # noqa: PLC0415 - looking at the store needs no engine
+        if all(piece.number in done for file in wanted for piece in file.pieces):
+            return ()
+        from runtime.models.fetch import Fetch  # noqa: PLC0415 - looking at the store needs no engine
 
-        Download(
-            self._label,
+        fetch = Fetch(
+            self._model,
             partial.base,
-            missing,
-            health=self._health(sources),
+            wanted,
+            fetching=self._fetching,
             journal=journal,
             ports=self._ports,
             stop=self._stop,
-            told=self._tell.file,
-            connections=self._fetching.connections,
-            stall=self._fetching.stall,
-        ).run()
-
-    def _health(self, sources: Sequence[str]) -> Health:
-        """The sources of the snapshot, then the node's own fallback list."""
-        from runtime.models.health import Health, SourceState  # noqa: PLC0415 - as above
-        from runtime.models.sources import Refused, open_source, shown  # noqa: PLC0415 - as above
-
-        metadata, fetching = self._model.manifest.metadata, self._fetching
-        own = [
-            address.replace("{name}", metadata.name).replace("{version}", metadata.version)
-            for address in fetching.policy.fallback
-        ]
-        nearby = fetching.nearby(self._model.digest)
-        states = [SourceState(source=source, shown=source.shown, fallback=False) for source in nearby]
-        for address in dict.fromkeys([*sources, *own]):
-            state = SourceState(source=None, shown=shown(address), fallback=address not in sources)
-            try:
-                state.source = open_source(address, fetching.policy, stall=fetching.stall, clock=self._ports.clock)
-            except Refused as error:
-                state.dropped, state.refused = str(error), True
-            states.append(state)
-        return Health(states, clock=self._ports.clock.monotonic, jitter=self._ports.randomness.uniform)
+            tell=self._tell,
+        )
+        return fetch.run(sources)
 
     # --- out ------------------------------------------------------------------------------------------------------
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,21 +19,15 @@ from schemas.errors import Incompatible
 from schemas.manifest import PIECE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Sequence
 
 _READAHEAD: Final = 2
 """Pieces in memory at once: one that is hashed while the next is read."""
 _PATH: Final = TypeAdapter[str](RelativePath)
 
 Format = Literal["gguf", "safetensors"]
-
-
-class Readable(Protocol):
-    """Bytes in order."""
-
-    def readinto(self, view: memoryview, /) -> int | None:
-        """Fill some of the buffer; the number of bytes, 0 at the end."""
-        ...
+Told = Callable[[str, int, int], None]
+"""Called with a file, its bytes done, and its bytes in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +43,10 @@ class BuiltManifest:
     size: int
     """Bytes of all files."""
     skipped: tuple[str, ...]
-    """Hidden files and folders that were left out."""
+    """Files and folders that were left out."""
 
 
-def build(path: Path, *, told: Callable[[str, int, int], None] | None = None) -> BuiltManifest:
+def build(path: Path, *, told: Told | None = None) -> BuiltManifest:
     """Read a model and describe it.
 
     Args:
@@ -65,37 +60,29 @@ def build(path: Path, *, told: Callable[[str, int, int], None] | None = None) ->
     """
     root = path.resolve(strict=True)
     found, skipped = _files(root)
-    kind = _format([name for name, _ in found])
-    described = []
-    for name, file in found:
-        with file.open("rb", buffering=0) as source:
-            described.append(_describe(name, source, file.stat().st_size, told))
-    return _built(kind, described, skipped)
+    kind = format_of([name for name, _ in found])
+    return assemble(kind, (_describe(name, file, told) for name, file in found), skipped)
 
 
-def build_stream(
-    name: str, source: Readable, size: int, *, told: Callable[[str, int, int], None] | None = None
-) -> BuiltManifest:
-    """Describe a model of one file that is read from somewhere else than a disk; errors as `build`, and the source's.
+def assemble(kind: Format, described: Iterable[tuple[dict[str, Any], bytes]], skipped: Iterable[str]) -> BuiltManifest:
+    """Put the files of a model together.
 
     Args:
-        name: the file's name.
-        source: gives its bytes, once.
-        size: how many there are, for `told`.
-        told: called with (file, bytes done, bytes in all).
+        kind: how the weights are stored.
+        described: each file's entry and the hashes of its pieces, sorted by path.
+        skipped: what was left out.
     """
-    kind = _format([check_name(name)])
-    return _built(kind, [_describe(name, source, size, told)], ())
-
-
-def _built(kind: Format, described: Sequence[tuple[dict[str, Any], bytes]], skipped: Sequence[str]) -> BuiltManifest:
-    pieces = b"".join(hashes for _, hashes in described)
+    entries: list[dict[str, Any]] = []
+    pieces = bytearray()
+    for entry, hashes in described:
+        entries.append(entry)
+        pieces += hashes
     return BuiltManifest(
         format=kind,
-        files=tuple(entry for entry, _ in described),
-        pieces=pieces,
-        pieces_digest=digest_bytes(pieces),
-        size=sum(int(entry["size"]) for entry, _ in described),
+        files=tuple(entries),
+        pieces=bytes(pieces),
+        pieces_digest=digest_bytes(bytes(pieces)),
+        size=sum(int(entry["size"]) for entry in entries),
         skipped=tuple(skipped),
     )
 
@@ -151,7 +138,12 @@ def check_name(name: str) -> str:
         raise Incompatible(f"{name!r} is not a name that every file system can hold") from error
 
 
-def _format(names: Sequence[str]) -> Format:
+def format_of(names: Sequence[str]) -> Format:
+    """How the weights of these files are stored.
+
+    Raises:
+        Incompatible: there are none.
+    """
     extensions = {name.rpartition(".")[2].lower() for name in names}
     if "gguf" in extensions:
         return "gguf"
@@ -160,40 +152,84 @@ def _format(names: Sequence[str]) -> Format:
     raise Incompatible("there is neither a .gguf nor a .safetensors file")
 
 
-def _describe(
-    name: str, source: Readable, size: int, told: Callable[[str, int, int], None] | None
-) -> tuple[dict[str, Any], bytes]:
-    """One file's entry and the hashes of its pieces, from one read; the three hashes run beside each other."""
-    whole, sha256, hashes = Hasher(max_threads=Hasher.AUTO), hashlib.sha256(), bytearray()
-    done = 0
-    with ThreadPoolExecutor(3) as pool:
+def _describe(name: str, file: Path, told: Told | None) -> tuple[dict[str, Any], bytes]:
+    """One file's entry and the hashes of its pieces, from one read."""
+    size = file.stat().st_size
+    with file.open("rb", buffering=0) as source, Describer(name) as describer:
         buffers = [bytearray(PIECE_SIZE) for _ in range(_READAHEAD)]
-        pending: list[Any] = []
         number = 0
-        while True:
-            view = memoryview(buffers[number % _READAHEAD])
-            read = _fill(source, view)
-            for task in pending:
-                result = task.result()
-                hashes += result if isinstance(result, bytes) else b""
-            if not read:
-                break
-            data = view[:read]
-            pending = [pool.submit(whole.update, data), pool.submit(sha256.update, data), pool.submit(raw_hash, data)]
-            done += read
+        while read := _fill(source, view := memoryview(buffers[number % _READAHEAD])):
+            describer.add(view[:read])
             number += 1
             if told is not None:
-                told(name, done, size)
-    entry = {
-        "path": name,
-        "size": done,
-        "blake3": f"blake3:{whole.hexdigest()}",
-        "sha256": f"sha256:{sha256.hexdigest()}",
-    }
-    return entry, bytes(hashes)
+                told(name, describer.size, size)
+        return describer.entry(), describer.hashes
 
 
-def _fill(source: Readable, view: memoryview) -> int:
+class Describer:
+    """Takes a file's content piece by piece, and has its digests.
+
+    The three hashes run beside each other, and beside the reading of the next piece.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Begin.
+
+        Args:
+            name: path of the file in its model.
+        """
+        self._name = name
+        self._whole = Hasher(max_threads=Hasher.AUTO)
+        self._sha256 = hashlib.sha256()
+        self._hashes = bytearray()
+        self._pool = ThreadPoolExecutor(3)
+        self._pending: list[Any] = []
+        self.size = 0
+        """Bytes so far."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def add(self, piece: memoryview) -> None:
+        """The next piece; it must stay as it is until the one after the next is added, or all are."""
+        self._settle()
+        work: tuple[Callable[[memoryview], Any], ...] = (self._whole.update, self._sha256.update, raw_hash)
+        self._pending = [self._pool.submit(task, piece) for task in work]
+        self.size += len(piece)
+
+    @property
+    def hashes(self) -> bytes:
+        """The BLAKE3 of every piece."""
+        self._settle()
+        return bytes(self._hashes)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of everything, hex."""
+        self._settle()
+        return self._sha256.hexdigest()
+
+    def entry(self) -> dict[str, Any]:
+        """The file's entry in the manifest, in wire form."""
+        self._settle()
+        return {
+            "path": self._name,
+            "size": self.size,
+            "blake3": f"blake3:{self._whole.hexdigest()}",
+            "sha256": f"sha256:{self.sha256}",
+        }
+
+    def _settle(self) -> None:
+        for task in self._pending:
+            result = task.result()
+            self._hashes += result if isinstance(result, bytes) else b""
+        self._pending = []
+
+
+def _fill(source: Any, view: memoryview) -> int:
     filled = 0
     while filled < len(view):
         read = source.readinto(view[filled:])

@@ -111,12 +111,12 @@ class SimulatedModelStore:
         """Memory is no file system."""
         return "simulated"
 
-    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> None:
+    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> Sequence[str]:
         """Fetch what is missing, or fail as the shelf says."""
         shelf = self._shelf
         stored = shelf.stored.get(model.digest)
         if stored is not None and stored.intact:
-            return
+            return ()
         missing = self.missing(model)
         if stored is None and shelf.used + self._lacking(model) > shelf.capacity:
             raise NoSpace(f"{self._lacking(model)} bytes do not fit")
@@ -129,6 +129,7 @@ class SimulatedModelStore:
         shelf.stored[model.digest] = StoredModel(model.digest, intact=True, size=model.manifest.size)
         shelf.contents[model.digest] = _files(model)
         progress(model.manifest.metadata.name, model.manifest.size, model.manifest.size)
+        return ()
 
     def _fetch(self, model: Model, missing: int, sources: Sequence[str], stop: Stop) -> None:
         shelf = self._shelf

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from runtime.models.reach import Reach
     from schemas.node import SourcePolicy
     from schemas.ports import Clock
 
@@ -143,7 +144,7 @@ class Session(Protocol):
         ...
 
     def measure(self, path: str, watch: Watch) -> int:
-        """Bytes of a file, where no manifest says it.
+        """Bytes of a file, where no manifest says it: of an archive. A "" path is the base address itself.
 
         Raises:
             Refused, Unsuitable, Interrupted.
@@ -168,6 +169,18 @@ class Source(Protocol):
     def session(self) -> Session:
         """A reader."""
         ...
+
+
+def some(session: Session, view: memoryview) -> int:
+    """Read at least one byte.
+
+    Raises:
+        Interrupted: no more come.
+    """
+    count = session.readinto(view)
+    if not count:
+        raise Interrupted("the answer ended early")
+    return count
 
 
 # --- file:// ------------------------------------------------------------------------------------------------------
@@ -247,7 +260,9 @@ class FolderSession:
 # --- choosing an adapter ------------------------------------------------------------------------------------------
 
 
-def open_source(address: str, policy: SourcePolicy, *, stall: float, clock: Clock) -> Source:
+def open_source(
+    address: str, policy: SourcePolicy, *, stall: float, clock: Clock, reach: Reach | None = None
+) -> Source:
     """The adapter for an address.
 
     Args:
@@ -255,16 +270,17 @@ def open_source(address: str, policy: SourcePolicy, *, stall: float, clock: Cloc
         policy: what the node allows.
         stall: seconds of silence that are borne.
         clock: the time, for `Retry-After` given as a date.
+        reach: how the outside is reached, beyond the policy.
 
     Raises:
-        Refused: the policy does not allow it, or nothing here speaks its scheme.
+        Refused: the policy does not allow it, what it needs is not here, or nothing here speaks its scheme.
     """
     scheme = address.partition("://")[0].lower()
     if scheme == "file":
         return _folder_source(address, policy)
-    from runtime.models.http_source import HttpSource  # noqa: PLC0415 - http and TLS cost 30 ms to import
+    from runtime.models.remote import open_remote  # noqa: PLC0415 - http and TLS cost 30 ms to import
 
-    return HttpSource(address, policy, stall=stall, clock=clock)
+    return open_remote(address, policy, stall=stall, clock=clock, reach=reach)
 
 
 def _folder_source(address: str, policy: SourcePolicy) -> FolderSource:
@@ -280,4 +296,6 @@ def shown(address: str) -> str:
     """An address for people, without user, password and query, whether or not it can be used."""
     scheme, _, rest = address.partition("://")
     authority, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
+    if scheme == "hf":  # where @ begins a revision
+        return f"{scheme}://{authority}{slash}{path}"
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"

@@ -13,6 +13,7 @@ from runtime.models.capacity import disk_errors, free_bytes
 from runtime.models.filesystem import verity_refusal
 from runtime.models.install import Fetching, Install, Rooms, fingerprints, known_pieces, one_of_each
 from runtime.models.pieces import load_journal, split
+from runtime.models.reach import Reach
 from runtime.models.shelf import blob_name_of
 from runtime.models.telling import Teller, label
 from schemas.digests import short
@@ -45,6 +46,7 @@ class DiskModelStore:
         reserve: int = 2**28,
         nearby: Callable[[str], Sequence[Source]] = lambda _manifest: (),
         archive: Path | None = None,
+        reach: Reach | None = None,
     ) -> None:
         """Name the store; nothing is touched before something is acquired.
 
@@ -57,6 +59,7 @@ class DiskModelStore:
             reserve: bytes of the disk that are left free.
             nearby: by a manifest's digest: sources that are open already, such as a bundle.
             archive: folder of this network's own on a cold disk; below the root if not given.
+            reach: how sources are reached, beyond the policy: credentials, endpoints, proxy, bandwidth.
         """
         self._ports = ports
         self._archive = Archive(archive or root / "archive", ports, reserve=reserve)
@@ -66,7 +69,14 @@ class DiskModelStore:
         self._stamps = self._rooms.stamps
         self._shelf = self._rooms.shelf
         self._lock = self._rooms.lock
-        self._fetching = Fetching(policy=policy, connections=connections, stall=stall, reserve=reserve, nearby=nearby)
+        self._fetching = Fetching(
+            policy=policy,
+            connections=connections,
+            stall=stall,
+            reserve=reserve,
+            nearby=nearby,
+            reach=reach or Reach(),
+        )
         self._busy: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     # --- looking ------------------------------------------------------------------------------------------------------
@@ -139,7 +149,7 @@ class DiskModelStore:
 
     # --- acquiring ----------------------------------------------------------------------------------------------------
 
-    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> None:
+    def acquire(self, model: Model, sources: Sequence[str], *, progress: Progress, stop: Stop) -> Sequence[str]:
         """Fetch what is missing, verify, publish. Resumes; fine if the model is stored and intact.
 
         Args:
@@ -147,6 +157,9 @@ class DiskModelStore:
             sources: base addresses; the node's fallback list comes after them.
             progress: told per file.
             stop: when set, returns soon with `DownloadFailed`, keeping what is verified.
+
+        Returns:
+            What is to be held against sources, although others made up for it.
 
         Raises:
             DownloadFailed: no source had it all, or stopped, or the disk failed; what is verified is kept.
@@ -159,9 +172,10 @@ class DiskModelStore:
         files = split(model)
         with self._exclusive(model.digest, f"installing {label(model)}"):
             try:
-                if not self._settle(model, files, progress=progress, stop=stop):
-                    install = Install(self._rooms, self._fetching, model, files, progress=progress, stop=stop)
-                    install.run(sources)
+                if self._settle(model, files, progress=progress, stop=stop):
+                    return ()
+                install = Install(self._rooms, self._fetching, model, files, progress=progress, stop=stop)
+                return install.run(sources)
             except hashing.Stopped as error:
                 raise DownloadFailed(f"installing {label(model)} was stopped; what is verified is kept") from error
 

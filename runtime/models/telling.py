@@ -28,11 +28,10 @@ class Teller:
         self._lock = threading.Lock()
 
     def begin(self, wanted: Sequence[FilePieces], good: frozenset[int], borrowed: Iterable[str]) -> None:
-        """Tell what is there from the start."""
+        """Tell what there is to come, and what of it is there from the start."""
         for file in wanted:
-            here = sum(piece.length for piece in file.pieces if piece.number in good)
-            if here:
-                self.file(file.path, here)
+            if file.size:
+                self.file(file.path, sum(piece.length for piece in file.pieces if piece.number in good))
         for path in borrowed:
             self.file(path, self._sizes[path])
 

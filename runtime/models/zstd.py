@@ -49,3 +49,8 @@ def decompress(frame: Buffer, size: int) -> bytes:
 def bound(size: int) -> int:
     """Bytes that a frame of `size` bytes takes at most."""
     return size + (size >> _BOUND) + 2**10
+
+
+def decoder(window_log: int) -> zstd.ZstdDecompressor:
+    """What unpacks one frame of a stream, bit by bit, and takes no more than 2^`window_log` bytes for looking back."""
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: window_log})

@@ -106,6 +106,7 @@ def test_trust(state: TrustState, code: str) -> None:
         ({"runtimes": (builders.runtime(isolation={"allow_unenforced": ("network",)}),)}, "WeakIsolation"),
         ({"models": (builders.model(sources=()),)}, "NoSource"),
         ({"models": (builders.model(sources=("http://a/",)),)}, "PlainHttp"),
+        ({"models": (builders.model(sources=("https://me:pw@a/b",)),)}, "SecretInSource"),
         (
             {
                 "models": (

@@ -5,6 +5,7 @@ Real sockets, one thread per connection. What it did is on record: requests, and
 
 from __future__ import annotations
 
+import gzip
 import re
 import socket
 import struct
@@ -12,6 +13,7 @@ import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     import ssl
@@ -41,14 +43,19 @@ class Exchange:
     """0 for the first request that this server ever got."""
 
     @property
+    def name(self) -> str:
+        """Path of the file that was asked for, decoded."""
+        return unquote(self.seen.path.partition("?")[0]).lstrip("/")
+
+    @property
     def data(self) -> bytes:
         """The file that was asked for; empty if there is none."""
-        return self.server.files.get(self.seen.path.partition("?")[0].lstrip("/"), b"")
+        return self.server.files.get(self.name, b"")
 
     @property
     def exists(self) -> bool:
         """Whether there is such a file."""
-        return self.seen.path.partition("?")[0].lstrip("/") in self.server.files
+        return self.name in self.server.files
 
     @property
     def asked(self) -> tuple[int, int]:
@@ -289,6 +296,16 @@ def login_page(exchange: Exchange) -> None:
     exchange.answer("200 OK", b"<html>Please log in</html>", Content_Type="text/html; charset=utf-8")
 
 
+def login_page_of_its_size(exchange: Exchange) -> None:
+    """206 with a page for people, made as long as the part that was asked for: nothing but the bytes tells."""
+    exchange.part((b"<html>Please log in</html>" * (len(exchange.data) // 26 + 1))[: len(exchange.data)])
+
+
+def gzip_whole(exchange: Exchange) -> None:
+    """A whole file, encoded, to a range of one."""
+    exchange.answer("200 OK", gzip.compress(exchange.data[:100_000], 1), Content_Encoding="gzip")
+
+
 def forbidden(exchange: Exchange) -> None:
     """403 for everything."""
     exchange.answer("403 Forbidden", b"no")
@@ -376,6 +393,15 @@ def flipping(other: bytes, after: int) -> Callable[[Exchange], None]:
     return behave
 
 
+def flipping_inside(other: bytes, at: int) -> Callable[[Exchange], None]:
+    """Replaces its file while it sends it: an answer that began with the old bytes goes on with the new ones."""
+
+    def behave(exchange: Exchange) -> None:
+        exchange.part(exchange.data[:at] + other[at : len(exchange.data)], ETag='"old"')
+
+    return behave
+
+
 def new_etag_each_time(exchange: Exchange) -> None:
     """The same bytes under another ETag each time, as machines behind one name do."""
     exchange.part(ETag=f'"{exchange.number}"')
@@ -389,6 +415,20 @@ def busy(times: int, status: str = "503 Service Unavailable", **headers: str | i
             exchange.answer(status, b"later", **headers)
         else:
             honest(exchange)
+
+    return behave
+
+
+def bursting(times: int) -> Callable[[Exchange], None]:
+    """Fails in turns, by an answer and by a reset, then serves."""
+
+    def behave(exchange: Exchange) -> None:
+        if exchange.number >= times:
+            honest(exchange)
+        elif exchange.number % 2:
+            exchange.reset()
+        else:
+            exchange.answer("502 Bad Gateway", b"later")
 
     return behave
 

@@ -171,7 +171,7 @@ def test_bad_arguments(network: Operator, tmp_path: Path) -> None:
     path = tmp_path / "big.gguf"
     path.write_bytes(gguf())
     for arguments in (
-        ["hf://org/repo", "--name", "a", "--version", "v1"],
+        ["s3://bucket/repo", "--name", "a", "--version", "v1"],
         [str(tmp_path / "nothing"), "--name", "a", "--version", "v1"],
         [str(path), "--name", "A", "--version", "v1"],
         [str(path), "--name", "a", "--version", "../v1"],

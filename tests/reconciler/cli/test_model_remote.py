@@ -70,7 +70,7 @@ def test_a_kept_file_is_the_whole_file(network: Operator, tmp_path: Path) -> Non
 
 def test_a_broken_transfer_goes_on_where_it_broke(network: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that break every few MiB cost no byte twice."""
-    monkeypatch.setattr("runtime.models.streaming.PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("runtime.models.remote_reading._FIRST_PAUSE", 0.001)
     with http.serving({"big.gguf": DATA}, http.resetting(after=5 * 2**20)) as server:
         add(network, f"{server.url}/big.gguf", *ALLOWED)
     with http.serving({"big.gguf": DATA}) as server:
@@ -94,7 +94,7 @@ def test_what_downloads_refuse_is_refused(
     network: Operator, behave: Callable[[http.Exchange], None], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rules of downloads hold: nothing is written, and the reason is said."""
-    monkeypatch.setattr("runtime.models.streaming.PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("runtime.models.remote_reading._FIRST_PAUSE", 0.001)
     with http.serving({"big.gguf": DATA}, behave) as server:
         said = add(network, f"{server.url}/big.gguf", *ALLOWED, code=1)
     assert "DownloadFailed" in said

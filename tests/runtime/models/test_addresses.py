@@ -166,7 +166,7 @@ def _pretend_public(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
             return [(socket.AF_INET, "127.0.0.1")]
         return real(location, policy)
 
-    monkeypatch.setattr("runtime.models.http_source.resolve", fake)
+    monkeypatch.setattr("runtime.models.dialing.resolve", fake)
 
 
 def test_a_name_is_resolved_once_and_the_checked_address_is_used(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

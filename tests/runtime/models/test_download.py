@@ -38,7 +38,9 @@ UNUSABLE: dict[str, Callable[[Exchange], None]] = {
     "length that contradicts": hostile.short_length,
     "416 inside the file": hostile.inside_416,
     "gzip": hostile.gzip_encoded,
+    "gzip of the whole": hostile.gzip_whole,
     "login page": hostile.login_page,
+    "login page of the right size": hostile.login_page_of_its_size,
     "403": hostile.forbidden,
     "404": hostile.not_found,
     "short body": hostile.short_body,
@@ -51,6 +53,7 @@ UNUSABLE: dict[str, Callable[[Exchange], None]] = {
     "endless head": hostile.flood_head,
     "corrupt": hostile.corrupting,
     "other content": hostile.flipping(OTHER, 0),
+    "replaced while it is sent": hostile.flipping_inside(OTHER, PIECE_SIZE + 1000),
     "redirect to a private address": hostile.redirecting("http://169.254.169.254/latest{path}"),
     "redirect to a file": hostile.redirecting("file:///etc/passwd"),
     "redirect loop": hostile.redirecting("{path}"),
@@ -64,6 +67,7 @@ HARMLESS: dict[str, Callable[[Exchange], None]] = {
     "long body": hostile.long_body,
     "another ETag each time": hostile.new_etag_each_time,
     "a burst of 503": hostile.busy(3),
+    "a burst of 502 and resets": hostile.bursting(4),
     "429 with a short Retry-After": hostile.busy(1, "429 Too Many Requests", Retry_After=1),
     "reset after 5 MB": hostile.resetting(5_000_000),
     "one wrong bit, once": hostile.corrupting_once(),
@@ -87,6 +91,7 @@ def test_an_unusable_source_alone_is_one_clear_error(shop: Shop, behaviour: str)
     with serving(FILES, UNUSABLE[behaviour]) as bad, pytest.raises((DownloadFailed, ModelCorrupt)) as caught:
         shop.acquire(MODEL, [bad.url])
     wrong_bytes = {"corrupt", "other content", "another size", "416 inside the file"}
+    wrong_bytes |= {"login page of the right size", "replaced while it is sent"}
     assert isinstance(caught.value, ModelCorrupt) == (behaviour in wrong_bytes), caught.value
     assert bad.url in caught.value.message
     assert not any(isinstance(seen, StoredModel) for seen in shop.store.list().values())
@@ -115,6 +120,13 @@ def test_only_the_corrupt_piece_is_fetched_again(shop: Shop) -> None:
         shop.acquire(MODEL, [bad.url, good.url])
         assert bad.sent + good.sent <= len(BIG) + PIECE_SIZE + 100
     assert content(shop.store.folder(MODEL.digest)) == FILES
+
+
+def test_the_mirror_that_sent_wrong_bytes_is_named(shop: Shop) -> None:
+    """Nothing else would say so: another mirror made up for it."""
+    with serving(FILES, hostile.corrupting_one(5)) as bad, serving(FILES) as good:
+        remarks = shop.store.acquire(MODEL, [bad.url, good.url], progress=silent, stop=StopEvent())
+        assert remarks == (f"{bad.url} sent wrong bytes of 1 piece",)
 
 
 def test_a_file_that_changes_on_the_server_is_never_mixed(shop: Shop) -> None:
