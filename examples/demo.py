@@ -210,7 +210,11 @@ class Demo:
         return found
 
     def complete(self, prompt: str) -> str:
-        """A completion through the front: OpenAI's API, at an address that stays whatever serves."""
+        """A completion through the front: OpenAI's API, at an address that stays whatever serves.
+
+        Raises:
+            OSError: nothing serves.
+        """
         path = Path(self.status()["front"]["socket"])
         # unix(7) has room for 107 bytes of a path; this one is short however deep the folder lies.
         folder = os.open(path.parent, os.O_PATH)
@@ -220,8 +224,11 @@ class Demo:
             connection.sock.connect(f"/proc/self/fd/{folder}/{path.name}")
             body = json.dumps({"prompt": prompt, "max_tokens": 16, "temperature": 0})
             connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-            answer = json.loads(connection.getresponse().read())
+            response = connection.getresponse()
+            answer = json.loads(response.read())
             connection.close()
+            if response.status != http.client.OK:
+                raise ConnectionError(f"the front refuses: {answer}")
         finally:
             os.close(folder)
         return str(answer["choices"][0]["text"])
