@@ -164,7 +164,7 @@ def test_files_are_chosen_by_pattern(network: Operator) -> None:
         ("hf://org", [], "hf://org/repo@revision", 64),
         ("hf://org/repo/sub", [], "--include 'sub/*'", 64),
         ("hf://org/repo", ["--include", "*.none"], "neither a .gguf nor a .safetensors", 1),
-        ("https://example.org/", [], "does not exist", 64),
+        ("https://example.org/", [], "does not name a file", 64),
         (".", ["--include", "*"], "hf:// repository", 64),
     ],
 )
