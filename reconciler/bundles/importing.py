@@ -14,11 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from desired_state.load import parse_manifest
+from reconciler.documents import JournalDocuments
 from reconciler.inquiry import Question, git_source, inquire
 from reconciler.memory import RESTART_WINDOW, Change, Note, model_state
 from reconciler.source import current_mark, current_timestamp, current_trust, imported_repository
-from runtime.interfaces import Model
 from runtime.models.capacity import OVERHEAD, admit, disk_errors
 from runtime.models.spans import SpanSource
 from runtime.oci import MANIFEST_LIMIT, load_archive, resolve
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from reconciler.state_dir import StateDir
     from runtime.archive import Span
     from runtime.backends.loaded_images import LoadedImages
-    from runtime.interfaces import ModelStore, Progress
+    from runtime.interfaces import Model, ModelStore, Progress
     from runtime.models.sources import Source
     from runtime.oci import Image, Part
     from schemas.node import NodeConfig
@@ -199,11 +198,12 @@ class Import:
     def _models(self, snapshot: Snapshot, answer: Answer) -> dict[str, tuple[ModelSpec, Model, bool]]:
         """The snapshot's models by manifest digest, each with whether the bundle has it whole."""
         found: dict[str, tuple[ModelSpec, Model, bool]] = {}
+        # What is in force already was kept when it was accepted, and is not read from the bundle again.
+        documents = JournalDocuments(self._site.journal, answer.documents)
         for spec in snapshot.document.spec.models:
             digest = spec.manifest.digest
-            manifest = parse_manifest(answer.documents[digest].content, file=spec.manifest.path)
-            model = Model(digest, manifest, answer.documents[manifest.spec.pieces.digest].content)
-            entries = (self._bundle.entry(file.blake3) for file in manifest.spec.files)
+            model = documents.model(digest)
+            entries = (self._bundle.entry(file.blake3) for file in model.manifest.spec.files)
             found[digest] = (spec, model, all(entry is not None and entry.kind == "model" for entry in entries))
         return found
 
