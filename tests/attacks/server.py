@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMMIT = "c0ffee" + "0" * 34
-"""The commit that the branch is said to show."""
+COMMIT = hashlib.sha1(" ".join(sys.argv).encode()).hexdigest()
+"""The commit that the branch is said to show: another one in each mode, for a node remembers what it refused."""
 HUGE = 2**33
 """Bytes of what inflates: eight gibibytes, from eight mebibytes."""
 

@@ -177,7 +177,7 @@ class Victim(QuietDemo):
             self.known = dict(seen.report)
         try:
             return self.complete("Hello")
-        except OSError:
+        except (OSError, KeyError):  # nobody listens; or the front does, and says that nothing serves
             return ""
 
     # --- the node's memory ----------------------------------------------------------------------------------------

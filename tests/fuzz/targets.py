@@ -5,6 +5,7 @@ A target lets the errors pass that its parser may raise, and nothing else: any o
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import os
@@ -286,13 +287,18 @@ LATER = (
 )
 
 
-class Answering(http_source.HttpSession):
-    """A reader whose server answers with these bytes, and then closes."""
+@dataclass
+class Answering:
+    """A way to a server that answers with these bytes, and then closes."""
 
-    answer = b""
+    answer: bytes
 
-    def _connect(self, place: Any) -> Any:
-        connected = http_source.http.client.HTTPConnection(place.host, place.port)
+    def proxy(self, _place: object) -> None:
+        """None is in between."""
+
+    def connect(self, place: Any, _watch: object) -> Any:
+        """A connection on which everything has been said."""
+        connected = http.client.HTTPConnection(place.host, place.port)
         connected.sock = _Socket(self.answer)
         connected.auto_open = 0
         return connected
@@ -318,14 +324,17 @@ class _Socket(socket.socket):
 @target(PART, MOVED, LATER, b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 100\r\n\r\n")
 def http_answer(content: bytes) -> None:
     """Heads and bodies of a mirror's answers."""
-    session = Answering(http_source.HttpSource("http://127.0.0.1:1/", OPEN_POLICY, stall=1.0, clock=SystemClock()))
-    session.answer = content
-    view = memoryview(bytearray(64))
+    source = http_source.HttpSource(
+        locate("http://127.0.0.1:1/", OPEN_POLICY), OPEN_POLICY, stall=1.0, clock=SystemClock()
+    )
+    source.dialer = Answering(content)  # type: ignore[assignment] # the two methods that a session asks for
+    session, view, received = source.session(), memoryview(bytearray(64)), 0
     with suppress(sources.SourceError):
         session.open("a", 100, 0, 10, whole=False, watch=sources.Watch(SystemClock()))
-        while session.readinto(view):
-            pass
+        while count := session.readinto(view):
+            received += count
     session.drop()
+    assert received == 10 or content != PART, "the sound answer must get through, or nothing is fuzzed here"
 
 
 @target(b"https://example.org:443/a?b#c", b"http://[::1]:80/%2e%2e/", b"//user:pass@10.0.0.1/", b"hf://org/repo@main")

@@ -16,7 +16,7 @@ from tests.fuzz.targets import TARGETS
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECONDS = int(os.environ.get("FUZZ_SECONDS", "6"))
+SECONDS = int(os.environ.get("FUZZ_SECONDS", "5"))
 """For each target; `make fuzz SECONDS=600` is for those who have the time."""
 DAMAGED = 150
 
