@@ -161,15 +161,14 @@ def test_front_latency_ms(sockets: tuple[str, str], figure: Figure) -> None:
 
 
 def test_front_throughput_ratio(sockets: tuple[str, str], figure: Figure) -> None:
-    """Tokens a second of 64 streams through the front, as a share of those without it."""
+    """Tokens a second of 64 streams through the front, beside those without it."""
     front, direct = sockets
     pairs = [(asyncio.run(throughput(front)), asyncio.run(throughput(direct))) for _ in range(ROUNDS)]
-    ratio = statistics.median(first / second for first, second in pairs)
     figure(
         "front_throughput_ratio",
-        ratio,
-        "share",
-        goal=">= 0.9",
-        peer="tokens/s of the same 64 streams with the instance itself",
+        statistics.median(first for first, _ in pairs),
+        "tokens/s",
+        goal=">= 0.9 x",
+        peer="the same 64 streams with the instance itself",
         peer_value=statistics.median(second for _, second in pairs),
     )
