@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from desired_state.workspace import Workspace
     from runtime.models.manifest_builder import BuiltManifest
 
-_WEB = ("http://", "https://")
+_REMOTE = ("http://", "https://", "hf://")
 
 
 @click.group(cls=OrderedGroup)
@@ -231,18 +230,6 @@ def _where(document: Document, model: str) -> Steps:
     return ("spec", "models", select(items if isinstance(items, tuple) else (), model, where="spec.models"))
 
 
-def _check_local(path: str, given: dict[str, Any]) -> None:
-    if path.startswith("s3://"):
-        raise UsageError(
-            "a model is added from files that are here, from https:// or from hf://",
-            hint="download it, run `reconcile model add PATH`, and name the address with --source",
-        )
-    if given["include"] or given["exclude"]:
-        raise UsageError("--include and --exclude choose among the files of an hf:// repository")
-    if not Path(path).exists():
-        raise UsageError(f"{path} does not exist")
-
-
 def _check_identity(name: str, version: str) -> None:
     from pydantic import TypeAdapter, ValidationError
 
@@ -260,34 +247,27 @@ def _check_identity(name: str, version: str) -> None:
 @contextmanager
 def _data(path: str, given: dict[str, Any]) -> Iterator[tuple[BuiltManifest, Path]]:
     """What the data comes to, and where it can be looked into as long as this lasts; its address joins the sources."""
-    if path.startswith("hf://"):
-        from reconciler.cli.remote_models import read_hub
-
-        with read_hub(path, given["include"], given["exclude"]) as read:
-            given["sources"] = tuple(dict.fromkeys((read.address, *given["sources"])))
-            yield read.built, read.heads
-    elif path.startswith(_WEB):
-        yield from _web(path, given)
-    else:
+    if not path.startswith(_REMOTE):
         _check_local(path, given)
         yield _read(Path(path)), Path(path)
+        return
+    from reconciler.cli.remote_models import read
+
+    with read(path, given) as found:
+        given["sources"] = found.sources
+        yield found.built, found.heads
 
 
-def _web(url: str, given: dict[str, Any]) -> Iterator[tuple[BuiltManifest, Path]]:
-    from reconciler.cli.remote_models import read_url
-
-    keep = given["keep"]
-    if keep is not None:
-        ports().files.make_folder(keep)
-    address = urlsplit(url)
-    if not given["sources"] and (address.query or "@" in address.netloc):
+def _check_local(path: str, given: dict[str, Any]) -> None:
+    if path.startswith("s3://"):
         raise UsageError(
-            "the URL has a login or a query, which would be published",
-            hint="name the address for nodes with --source",
+            "a model is added from files that are here, from https:// or from hf://",
+            hint="download it, run `reconcile model add PATH`, and name the address with --source",
         )
-    with read_url(url, allow_http=given["allow_http"], allow_private=given["allow_private"], keep=keep) as read:
-        given["sources"] = given["sources"] or (read.address,)
-        yield read.built, read.heads
+    if given["include"] or given["exclude"]:
+        raise UsageError("--include and --exclude choose among the files of an hf:// repository")
+    if not Path(path).exists():
+        raise UsageError(f"{path} does not exist")
 
 
 def _read(path: Path) -> BuiltManifest:

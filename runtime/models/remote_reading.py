@@ -70,6 +70,7 @@ class RemoteReading:
         self._told = told
         self._own = threading.local()
         self._sessions: list[Session] = []
+        self._ended = False
 
     def measure(self, path: str) -> int:
         """Bytes of a file that nobody listed.
@@ -102,11 +103,19 @@ class RemoteReading:
         if len({file.path for file in ordered}) != len(ordered):
             raise Incompatible("a file is listed twice")
         try:
-            with ThreadPoolExecutor(self._connections) as pool:
+            with ThreadPoolExecutor(self._connections) as pool, self._ending():
                 return assemble(kind, (self._describe(file, heads, pool, whole=whole) for file in ordered), skipped)
         finally:
             for session in self._sessions:
                 session.drop()
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Have the pool's threads end soon where there is nobody left to wait for them."""
+        try:
+            yield
+        finally:
+            self._ended = True
 
     def _describe(
         self, file: RemoteFile, heads: Path, pool: ThreadPoolExecutor, *, whole: bool
@@ -183,6 +192,8 @@ class RemoteReading:
                     file.path, file.size, start + filled, length - filled, whole=False, watch=Watch(self._clock)
                 )
                 while filled < length:
+                    if self._ended or self._stop.is_set():
+                        raise DownloadFailed(f"reading {self._source.shown} was stopped")
                     filled, failures = filled + some(session, view[filled:]), 0
                 session.finish()
             except Interrupted as error:

@@ -166,6 +166,8 @@ def test_files_are_chosen_by_pattern(network: Operator) -> None:
         ("hf://org/repo", ["--include", "*.none"], "neither a .gguf nor a .safetensors", 1),
         ("https://example.org/", [], "does not name a file", 64),
         (".", ["--include", "*"], "hf:// repository", 64),
+        ("https://example.org/a.gguf", ["--include", "*"], "hf:// repository", 64),
+        ("hf://org/repo", ["--keep", "kept"], "read from a URL", 64),
     ],
 )
 def test_what_cannot_be_read_is_one_clear_error(

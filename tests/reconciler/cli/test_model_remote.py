@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from reconciler.cli.wiring import host
+from runtime.models.remote_reading import RemoteFile, RemoteReading
+from runtime.models.sources import open_source
 from schemas.manifest import PIECE_SIZE
+from schemas.node import SourcePolicy
 from tests.support import hostile_http as http
 from tests.support.models import gguf
 
@@ -108,6 +112,41 @@ def test_loopback_and_plain_http_must_be_allowed(network: Operator) -> None:
         assert "--allow-http" in add(network, f"{server.url}/big.gguf", code=1)
         assert "allows no connection" in add(network, f"{server.url}/big.gguf", "--allow-http", code=1)
         assert server.sent == 0
+
+
+def test_a_size_that_no_manifest_describes_is_refused_before_it_is_read(network: Operator) -> None:
+    """What a server claims costs neither memory nor time: one request, for one byte."""
+
+    def boasting(exchange: http.Exchange) -> None:
+        exchange.answer("206 Partial Content", b"G", Content_Range=f"bytes 0-0/{10**18 - 1}")
+
+    with http.serving({"big.gguf": DATA}, boasting) as server:
+        assert "LimitExceeded" in add(network, f"{server.url}/big.gguf", *ALLOWED, code=3)
+        assert len(server.seen) == 1
+    assert not (network.root / "models").exists()
+
+
+def test_an_interruption_does_not_wait_for_the_pieces_on_their_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever presses Ctrl-C has the terminal back, whatever a slow server would still have sent."""
+    monkeypatch.setattr("runtime.models.remote_reading.PIECE_SIZE", 4096)
+
+    def slow_at_the_end(exchange: http.Exchange) -> None:
+        (http.honest if exchange.asked[0] < 8192 else http.drip)(exchange)
+
+    def interrupt(_path: str, done: int, _total: int) -> None:
+        if done == 8192:
+            raise KeyboardInterrupt
+
+    outside = host()
+    policy = SourcePolicy(allow_http=True, allow_private=True)
+    with http.serving({"big.gguf": DATA[:12288]}, slow_at_the_end) as server:
+        source = open_source(server.url, policy, stall=30, clock=outside.clock)
+        work = RemoteReading(source, connections=2, clock=outside.clock, stop=outside.stop, told=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            work.build([RemoteFile("big.gguf", 12288)], tmp_path)
+        assert server.sent < 12288
 
 
 def test_a_header_that_nodes_would_refuse_is_refused_here(network: Operator) -> None:
