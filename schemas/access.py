@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints, model_validator
 from schemas.base import Frozen, Name, Size, Text
 from schemas.snapshot import Window
 
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]{0,4094}$")]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4095)]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 HostPort = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,252})(:[0-9]{1,5})?$")]
 HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]{1,2040}$")]
