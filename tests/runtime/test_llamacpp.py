@@ -105,7 +105,7 @@ class TestCommandLine:
         from runtime.engines import llamacpp_server
 
         arguments = LlamaCppArgs(context_size=4096, parallel=3, threads=5, gpu_layers=7)
-        argv = ENGINE.launch(target(engine_args=arguments), MANIFEST, VIEW).argv[3:]
+        argv = ENGINE.launch(target(engine_args=arguments), MANIFEST, VIEW).argv[4:]
         parsed = llamacpp_server.parse(argv)
         assert (parsed.ctx_size, parsed.parallel, parsed.threads, parsed.gpu_layers) == (4096, 3, 5, 7)
 
