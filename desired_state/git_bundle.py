@@ -12,7 +12,7 @@ from desired_state import document as reader
 from desired_state import layout
 from desired_state.files import check_path
 from desired_state.git_safety import check_branch
-from desired_state.load import load_models, load_probes, read_bounds
+from desired_state.load import load_locks, load_models, load_probes
 from schemas.errors import LimitExceeded
 
 if TYPE_CHECKING:
@@ -61,10 +61,9 @@ def collect(files: DocumentFiles, network: str, document: SnapshotDocument, *, l
         found[spec.manifest.path] = model.content
         found[model.manifest.spec.pieces.path] = model.pieces
         found[spec.validation.probe.path] = probes[spec.validation.probe.digest].content
+    locks = load_locks(files, document)
     natives = [runtime.native for runtime in document.spec.runtimes if runtime.native is not None]
-    locks = [native.lock for native in natives if native.lock is not None]
-    contents = read_bounds(files, [(lock, reader.MANIFEST_LIMIT) for lock in locks])
-    found.update({lock.path: contents[lock.digest] for lock in locks})
+    found.update({native.lock.path: locks[native.lock.digest] for native in natives if native.lock is not None})
     size = sum(len(content) for content in found.values())
     if size > limit:
         raise LimitExceeded(f"the documents of {network} have {size} bytes together, and at most {limit} are carried")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from desired_state import document as reader
 from desired_state import layout
+from desired_state.lockfile import parse_lock
 from desired_state.tally import MAX_SIGNATURES
 from desired_state.trust import TrustLink
 from schemas.digests import digest_bytes, short
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
 
     from desired_state.files import DocumentFiles
-    from schemas.snapshot import FileRef, ModelSpec
+    from schemas.snapshot import FileRef, ModelSpec, SnapshotDocument
 
 MAX_ROTATIONS: Final = 256
 """Trust documents that are read in one look (python-tuf's bound); a node that is further behind looks again."""
@@ -279,3 +280,18 @@ def _pieces_of(manifest: ManifestDocument, contents: Mapping[str, bytes]) -> byt
             f"has {len(content)} bytes, and {manifest.piece_count} pieces need {wanted}", file=ref.path
         )
     return content
+
+
+def load_locks(files: DocumentFiles, document: SnapshotDocument) -> dict[str, bytes]:
+    """The locks of native environments that a snapshot binds, by digest.
+
+    Raises:
+        MissingDocument, LimitExceeded, DigestMismatch: as `read_bound`.
+        MalformedDocument: not a lock, or one that is not locked by hashes throughout.
+    """
+    natives = [runtime.native for runtime in document.spec.runtimes if runtime.native is not None]
+    refs = [native.lock for native in natives if native.lock is not None]
+    contents = read_bounds(files, [(ref, reader.MANIFEST_LIMIT) for ref in refs])
+    for ref in refs:
+        parse_lock(contents[ref.digest], file=ref.path)
+    return contents

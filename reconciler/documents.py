@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from desired_state.document import SNAPSHOT_LIMIT, load
-from desired_state.load import load_models, load_probes, parse_manifest, parse_probe
+from desired_state.load import load_locks, load_models, load_probes, parse_manifest, parse_probe
 from reconciler.journal import StoredDocument
 from runtime.interfaces import Model
 from schemas.snapshot import SnapshotDocument
@@ -58,9 +58,13 @@ class JournalDocuments:
         """A probe."""
         return parse_probe(self.content(digest), file="probe")
 
+    def lock(self, digest: str) -> bytes:
+        """A native environment's lock."""
+        return self.content(digest)
+
 
 def bound_documents(files: DocumentFiles, document: SnapshotDocument) -> dict[str, StoredDocument]:
-    """Every manifest, pieces file and probe that a snapshot names, read, checked against its digest, and well-formed.
+    """Every manifest, pieces file, probe and lock that a snapshot names: read, checked by its digest, and well-formed.
 
     Raises:
         MissingDocument, DigestMismatch, MalformedDocument, LimitExceeded: one of them is not what it must be.
@@ -71,4 +75,5 @@ def bound_documents(files: DocumentFiles, document: SnapshotDocument) -> dict[st
         found[model.manifest.spec.pieces.digest] = StoredDocument("pieces", model.pieces, parent=model.digest)
     for probe in load_probes(files, document.spec.models).values():
         found[probe.digest] = StoredDocument("probe", probe.content)
+    found.update((digest, StoredDocument("lock", lock)) for digest, lock in load_locks(files, document).items())
     return found

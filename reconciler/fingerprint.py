@@ -8,7 +8,9 @@ from schemas.digests import digest_text
 from schemas.observation import Absent, ArchivedModel, Present, StoredModel, Unknown
 
 if TYPE_CHECKING:
-    from schemas.observation import FrontSeen, Instance, ModelSeen, Observation, Observed
+    from collections.abc import Mapping
+
+    from schemas.observation import FrontSeen, Instance, ModelSeen, Observation, Observed, StoredEnvironment
 
 
 def fingerprint(observed: Observed) -> str:
@@ -33,6 +35,8 @@ def fingerprint(observed: Observed) -> str:
         *(f"rejected {subject}" for subject in sorted(memory.rejections)),
         *(f"held {subject} {hold.failures}" for subject, hold in sorted(memory.holds.items())),
         *((f"front {_front(state.front)}",) if state.front is not None else ()),
+        f"interpreter {state.interpreter}",
+        f"environments {_environments(state.environments)}",
         f"good {memory.last_known_good.target.spec_digest if memory.last_known_good else ''}",
         *(f"check {digest}" for digest in sorted(memory.checks)),
         f"residue {bool(state.residue)}",
@@ -52,6 +56,10 @@ def _front(seen: Observation[FrontSeen]) -> str:
         limits = seen.value.limits.to_json() if seen.value.limits is not None else ""
         return f"{seen.value.current} {seen.value.state} {seen.value.intent} {limits}"
     return _other(seen)
+
+
+def _environments(seen: Observation[Mapping[str, StoredEnvironment]]) -> str:
+    return " ".join(sorted(seen.value)) if isinstance(seen, Present) else _other(seen)
 
 
 def _image(seen: Observation[str]) -> str:

@@ -17,6 +17,7 @@ from reconciler.target import assigned, choose
 from schemas.facts import (
     BackendFacts,
     EngineFacts,
+    EnvironmentFacts,
     GoodFacts,
     HoldFacts,
     ImageFacts,
@@ -47,13 +48,14 @@ from schemas.observation import (
     Present,
     Receipt,
     Rejection,
+    StoredEnvironment,
     StoredModel,
     Unknown,
 )
 from schemas.plan import DownloadModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from reconciler.desired import Desired
@@ -81,6 +83,10 @@ def facts(node: NodeConfig, observed: Observed) -> NodeFacts:
         backends={name: _backend(seen, state.not_enforced.get(name, ())) for name, seen in state.backends.items()},
         images=tuple(_image(name, seen) for name, seen in sorted(state.images.items())),
         stored=tuple(_stored(digest, seen) for digest, seen in sorted(state.models.items())),
+        interpreter=state.interpreter,
+        environments=tuple(
+            EnvironmentFacts(environment=item.environment, lock=item.lock) for item in _environments(state.environments)
+        ),
         receipts=tuple(_receipt(item) for item in memory.receipts),
         rejections=tuple(_rejection(item) for _, item in sorted(memory.rejections.items())),
         holds=tuple(_hold(item) for _, item in sorted(memory.holds.items())),
@@ -222,7 +228,17 @@ def _state(status: NodeStatus, seen: NodeFacts) -> NodeState:
         not_enforced={name: item.not_enforced for name, item in seen.backends.items()},
         images={item.name: _seen_image(item) for item in seen.images},
         models={item.manifest: _seen_model(item) for item in seen.stored},
+        interpreter=seen.interpreter,
+        environments=Present(
+            {item.environment: StoredEnvironment(item.environment, item.lock) for item in seen.environments}
+        )
+        if seen.interpreter
+        else Absent(),
     )
+
+
+def _environments(seen: Observation[Mapping[str, StoredEnvironment]]) -> Sequence[StoredEnvironment]:
+    return [item for _, item in sorted(seen.value.items())] if isinstance(seen, Present) else ()
 
 
 def _instances(name: str, item: BackendFacts) -> Observation[tuple[Instance, ...]]:

@@ -221,6 +221,7 @@ class Journal:
         good = self._last_known_good()
         if good is not None:
             keep.update((good.target.manifest, good.target.probe.digest, good.snapshot))
+            keep.update((good.target.lock.digest,) if good.target.lock is not None else ())
         rows = self._db.execute("SELECT digest, kind, parent FROM documents").fetchall()
         drop = [(digest,) for digest, kind, parent in rows if kind != "trust" and not {digest, parent} & keep]
         self._db.executemany("DELETE FROM documents WHERE digest = ?", drop)

@@ -96,6 +96,7 @@ class Node:
             backends=self.adapters.backends,
             engines=self.adapters.engines,
             store=self.adapters.store,
+            environments=self.adapters.environments,
             front=self.adapters.front,
         )
         desired = Desired(

@@ -15,10 +15,12 @@ from schemas.observation import Hold, LastKnownGood, ModelRecord, Rejection
 from schemas.plan import (
     ArchiveModel,
     DownloadModel,
+    InstallEnvironment,
     PullImage,
     RestoreModel,
     StartInstance,
     ValidateModel,
+    VerifyEnvironment,
     VerifyModel,
 )
 
@@ -171,6 +173,11 @@ def after_failure(
         return (warning, *_model_failed(action, error, memory, now))
     if isinstance(action, PullImage):
         return (warning, _held(action.image, error, memory, now))
+    if isinstance(action, InstallEnvironment):
+        return (warning, _held(action.environment, error, memory, now))
+    if isinstance(action, VerifyEnvironment):
+        # It is gone from the list: what it stood for is installed again, and that has a backoff of its own.
+        return (warning,)
     if isinstance(action, StartInstance | ValidateModel):
         return (warning, *_runtime_failed(action, error, memory, accelerator, snapshot, now))
     return (warning, _held(action.id, error, memory, now))

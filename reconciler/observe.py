@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reconciler.kinds.base import Documents
-    from runtime.interfaces import Backend, Engine, Front, HardwareProbe, ModelStore
+    from runtime.interfaces import Backend, Engine, EnvironmentStore, Front, HardwareProbe, ModelStore
     from schemas.node import NodeConfig
-    from schemas.observation import FrontSeen, Instance, Memory, ModelSeen, Observation
+    from schemas.observation import FrontSeen, Instance, Memory, ModelSeen, Observation, StoredEnvironment
     from schemas.snapshot import Assignment, SnapshotDocument
 
 
@@ -30,6 +30,7 @@ def observe(
     backends: Mapping[str, Backend],
     engines: Mapping[str, Engine],
     store: ModelStore,
+    environments: EnvironmentStore,
     front: Front | None = None,
 ) -> Observed:
     """Look at the node.
@@ -46,6 +47,7 @@ def observe(
         backends: this node's backends.
         engines: engines that this agent knows.
         store: the model store.
+        environments: the locked native environments.
         front: the front; None on a node without one.
     """
     installed = tuple(native for engine in engines.values() if (native := engine.native()) is not None)
@@ -71,6 +73,8 @@ def observe(
             cold_free=store.cold_free(),
             unguarded=store.unguarded(),
             front=_front(front) if front is not None else None,
+            interpreter=environments.interpreter,
+            environments=_environments(environments),
         ),
     )
 
@@ -80,6 +84,13 @@ def _instances(backend: Backend) -> Observation[tuple[Instance, ...]]:
         return Present(backend.list())
     except BackendUnavailable as error:
         return Unknown(error.message)
+
+
+def _environments(environments: EnvironmentStore) -> Observation[Mapping[str, StoredEnvironment]]:
+    try:
+        return Present(environments.list())
+    except OSError as error:
+        return Unknown(str(error))
 
 
 def _front(front: Front) -> Observation[FrontSeen]:

@@ -72,6 +72,11 @@ class StateDir:
         return self.root / "models"
 
     @property
+    def runtimes(self) -> Path:
+        """Native environments of their own."""
+        return self.root / "runtimes"
+
+    @property
     def run(self) -> Path:
         """Sockets and instances."""
         return self.root / "run"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from reconciler.modes import choose_mode
 from reconciler.selectors import inside, matches, node_labels, wave_of
 from schemas.plan import Explanation, Held
-from schemas.target import ServingTarget
+from schemas.target import ServingTarget, locked_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +80,8 @@ def withdrawn(document: SnapshotDocument, target: ServingTarget) -> str:
     """The signed reason why a target must not run, empty if it may (I6)."""
     digests = {entry.digest: entry.reason or "withdrawn by the network" for entry in document.spec.withdrawn}
     image = "sha256:" + target.image.partition("@sha256:")[2] if target.image else ""
-    return digests.get(target.manifest) or digests.get(image) or ""
+    lock = target.lock.digest if target.lock is not None else ""
+    return digests.get(target.manifest) or digests.get(image) or digests.get(lock) or ""
 
 
 # --- the walk -----------------------------------------------------------------------------------------------------
@@ -141,11 +142,16 @@ def _resolve(
     if choice.mode is None or choice.backend is None:
         raise _NotPossibleError("NoMode", choice.reason)
     _require_isolation(runtime, choice.backend, observed, node)
-    image = environment = None
+    image = environment = lock = None
     if choice.mode == "container":
         image = _image(runtime, hardware)
     else:
-        environment = _environment(runtime, observed.state.engines)
+        lock = runtime.native.lock if runtime.native is not None else None
+        environment = (
+            locked_environment(lock.digest, observed.state.interpreter)
+            if lock is not None
+            else _environment(runtime, observed.state.engines)
+        )
     return ServingTarget(
         runtime=runtime.name,
         engine=runtime.engine,
@@ -154,6 +160,7 @@ def _resolve(
         backend=choice.backend,
         image=image,
         environment=environment,
+        lock=lock,
         engine_args=runtime.engine_args,
         isolation=runtime.isolation,
         resources=runtime.resources,
@@ -232,8 +239,6 @@ def _image(runtime: RuntimeSpec, hardware: Hardware) -> str:
 def _environment(runtime: RuntimeSpec, engines: Sequence[NativeEngine]) -> str:
     installed = {engine.engine: engine for engine in engines}
     engine = installed.get(runtime.engine)
-    if runtime.native is not None and runtime.native.lock is not None:
-        raise _NotPossibleError("Incompatible", "locked native environments are not supported by this agent yet")
     if engine is None:
         raise _NotPossibleError("Incompatible", f"{runtime.engine} is not installed beside this agent")
     if engine.version != runtime.version:

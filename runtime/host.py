@@ -86,19 +86,23 @@ class HostProcesses:
         cwd: Path | None = None,
         stdin: bytes = b"",
         memory: int | None = None,
+        stop: Stop | None = None,
     ) -> Completed:
         """Run to the end; see `schemas.ports.Processes`.
 
         What the program leaves running in its process group is killed when it ends, so that no pipe stays open.
 
         Raises:
+            InterruptedError: stopping was requested; the group was killed.
             TimeoutError: the time was up; the group was killed.
             OverflowError: it printed more than `max_output`; the group was killed.
             OSError: it could not be started.
         """
         from runtime.subprocesses import run_bounded  # noqa: PLC0415 - most commands start no subprocess
 
-        return run_bounded(argv, timeout=timeout, max_output=max_output, env=env, cwd=cwd, stdin=stdin, memory=memory)
+        return run_bounded(
+            argv, timeout=timeout, max_output=max_output, env=env, cwd=cwd, stdin=stdin, memory=memory, stop=stop
+        )
 
 
 class DurableFiles:

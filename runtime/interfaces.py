@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from runtime.front.route import Route
     from schemas.manifest import ManifestDocument
-    from schemas.observation import FrontSeen, Hardware, Instance, ModelSeen, NativeEngine, Observation
+    from schemas.observation import (
+        FrontSeen,
+        Hardware,
+        Instance,
+        ModelSeen,
+        NativeEngine,
+        Observation,
+        StoredEnvironment,
+    )
     from schemas.ports import Stop
     from schemas.probe import ChatMessage
     from schemas.snapshot import Mode, Unenforced
@@ -48,6 +56,8 @@ class EngineView:
     """Folder with the model's files, read-only."""
     socket: str
     """Unix socket that the engine must listen on."""
+    python: str = ""
+    """Natively: interpreter of the locked environment that the engine is in; empty for the agent's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +225,8 @@ class Engine(Protocol):
     name: str
     formats: frozenset[str]
     """Manifest formats that it loads."""
+    distributions: tuple[str, ...]
+    """Python distributions that bring it; any one of them does."""
 
     def native(self) -> NativeEngine | None:
         """The engine in the agent's own environment, if it is installed. Must not import the engine."""
@@ -469,6 +481,55 @@ class ModelStore(Protocol):
 
     def sweep(self) -> None:
         """Remove what a crash left lying about."""
+        ...
+
+
+class EnvironmentStore(Protocol):
+    """Native environments, each installed from one lock, none of them the agent's."""
+
+    interpreter: str
+    """What environments are installed for: implementation, version and machine; part of their identity."""
+
+    def list(self) -> dict[str, StoredEnvironment]:
+        """The environments that are installed to the end, by digest.
+
+        Raises:
+            OSError: they cannot be looked at.
+        """
+        ...
+
+    def python(self, environment: str) -> Path:
+        """The interpreter of an environment, installed or not."""
+        ...
+
+    def install(self, environment: str, lock: bytes, *, stop: Stop) -> None:
+        """Install what a lock names, whole or not at all. Fine if it is there.
+
+        Args:
+            environment: digest of the environment, as `schemas.target.locked_environment` makes it.
+            lock: the lock's exact bytes.
+            stop: when set, ends soon; what was fetched is kept for the next attempt.
+
+        Raises:
+            EnvironmentUnavailable: a wheel is not to be had, is not the one that is locked, or stopping was requested.
+            NoSpace: the disk is full.
+        """
+        ...
+
+    def verify(self, environment: str) -> None:
+        """Compare an environment with what was installed: by stat, and by hash where that differs (I2).
+
+        Raises:
+            EnvironmentChanged: it is not what was installed, or not installed; it is no longer listed.
+        """
+        ...
+
+    def packages(self, environment: str) -> dict[str, str]:
+        """Versions of what an environment has, by normalised name; empty where it is not installed."""
+        ...
+
+    def remove(self, environment: str) -> None:
+        """Remove an environment. Fine if it is gone."""
         ...
 
 

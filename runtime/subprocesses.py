@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from schemas.ports import Stop
+
 _CHUNK: Final = 2**16
 """Bytes moved at once: the capacity of a Linux pipe (pipe(7))."""
+
+_STOP_SECONDS: Final = 0.2
+"""Between two looks at a request to stop."""
 
 
 def run_bounded(
@@ -31,10 +36,12 @@ def run_bounded(
     cwd: Path | None,
     stdin: bytes,
     memory: int | None,
+    stop: Stop | None,
 ) -> Completed:
     """Run a program to its end, as `schemas.ports.Processes.run` says.
 
     Raises:
+        InterruptedError: stopping was requested; the whole process group was killed.
         TimeoutError: the time was up; the whole process group was killed.
         OverflowError: it printed more than `max_output`; the whole process group was killed.
         OSError: it could not be started.
@@ -55,7 +62,7 @@ def run_bounded(
     with process, selectors.DefaultSelector() as selector:
         try:
             exchange = _Exchange(process, selector, stdin, max_output)
-            exchange.run(deadline, argv[0], timeout)
+            exchange.run(deadline, argv[0], timeout, stop)
         finally:
             # The leader has not been waited for, so its id still names its group and nothing else.
             with suppress(ProcessLookupError):
@@ -90,16 +97,17 @@ class _Exchange:
             if stream is not None
         ]
 
-    def run(self, deadline: float, program: str, timeout: float) -> None:
+    def run(self, deadline: float, program: str, timeout: float, stop: Stop | None) -> None:
         """Pump until the leader has ended.
 
         Args:
             deadline: on the monotonic clock, seconds.
             program: for messages.
             timeout: for messages, seconds.
+            stop: looked at now and then.
 
         Raises:
-            TimeoutError, OverflowError.
+            InterruptedError, TimeoutError, OverflowError.
         """
         for stream, buffer in self._outputs:
             os.set_blocking(stream.fileno(), False)
@@ -116,7 +124,9 @@ class _Exchange:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimeoutError(f"{program} did not end within {timeout:g} s and was killed")
-                for key, _ in self._selector.select(left):
+                if stop is not None and stop.is_set():
+                    raise InterruptedError(f"{program} was told to stop and was killed")
+                for key, _ in self._selector.select(min(left, _STOP_SECONDS) if stop is not None else left):
                     key.data()
         finally:
             os.close(leader)

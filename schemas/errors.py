@@ -10,8 +10,8 @@
     |- Transient             exit 1   tried again with backoff
     |  `- SourceUnreachable, DownloadFailed, BackendUnavailable, EngineUnreachable
     |- Terminal              exit 1   the same attempt would fail again: its subject waits for a change or a `retry`
-    |  `- ModelCorrupt, ImageUnavailable, StartFailed, NotReadyInTime, ValidationFailed, Incompatible,
-    |     SignatureRefused, IsolationRefused
+    |  `- ModelCorrupt, ImageUnavailable, EnvironmentUnavailable, EnvironmentChanged, StartFailed, NotReadyInTime,
+    |     ValidationFailed, Incompatible, SignatureRefused, IsolationRefused
     `- Operational           exit 1   a person has to act
        `- ConfigError, StateLocked, NoSpace, StalePlan (exit 4), StateCorrupt, NotInitialised, KeyLocked,
           ClockBehind, UsageError (exit 64)
@@ -301,6 +301,25 @@ class ImageUnavailable(Terminal):
     """The image cannot be pulled by its digest, or is not acceptable (an unbounded `VOLUME`).
 
     Do: check that the image can be pulled by this digest from this machine, and that it declares no volumes.
+    """
+
+    retry: ClassVar[RetryPolicy] = "backoff"
+
+
+class EnvironmentUnavailable(Terminal):
+    """A native environment cannot be installed from its lock: a wheel is not to be had, or is not the one locked.
+
+    Do: read the message, which ends with the installer's own words; pip's configuration on this machine says where
+    wheels come from, and `reconcile runtime set --lock` binds another lock.
+    """
+
+    retry: ClassVar[RetryPolicy] = "backoff"
+
+
+class EnvironmentChanged(Terminal):
+    """Files of an installed native environment are not the ones that were installed. It is installed again.
+
+    Do: nothing, once; if it happens again, find out who writes below `runtimes/` in the state directory.
     """
 
     retry: ClassVar[RetryPolicy] = "backoff"

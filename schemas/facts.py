@@ -111,6 +111,14 @@ class StartsFacts(Frozen):
     at: tuple[Time, ...]
 
 
+class EnvironmentFacts(Frozen):
+    """A native environment that is installed."""
+
+    environment: Digest
+    lock: Digest
+    """The lock that it was installed from."""
+
+
 class NodeFacts(Frozen):
     """Everything else that the planner looks at. The secrets of a node are not among it."""
 
@@ -125,6 +133,9 @@ class NodeFacts(Frozen):
     """By name: what was seen there."""
     images: tuple[ImageFacts, ...] = ()
     stored: tuple[StoredFacts, ...] = ()
+    interpreter: Text = ""
+    """What native environments are installed for here."""
+    environments: tuple[EnvironmentFacts, ...] = ()
     receipts: tuple[ReceiptFacts, ...] = ()
     rejections: tuple[RejectionFacts, ...] = ()
     holds: tuple[HoldFacts, ...] = ()

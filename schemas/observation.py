@@ -154,6 +154,17 @@ class ArchivedModel:
     """Bytes that it takes there."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredEnvironment:
+    """An installed native environment."""
+
+    environment: str
+    lock: str
+    """Digest of the lock that it was installed from."""
+    size: int = field(default=0, compare=False)
+    """Bytes."""
+
+
 ModelSeen = StoredModel | PartialModel | ArchivedModel
 """What a store may have of a model."""
 
@@ -198,6 +209,10 @@ class NodeState:
     """Why the store's file system cannot have the kernel refuse changed bytes (fs-verity); empty where it can."""
     front: Observation[FrontSeen] | None = None
     """None on a node without one."""
+    interpreter: str = ""
+    """What locked environments are installed for here: implementation, version and machine."""
+    environments: Observation[Mapping[str, StoredEnvironment]] = field(default_factory=Absent)
+    """The locked environments that are installed, by their digest; `Absent` where nothing can be installed."""
 
 
 # --- what the journal remembers -----------------------------------------------------------------------------------

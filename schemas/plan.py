@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Count, Digest, Document, Duration, Frozen, ImageRef, ModelKey, Size, Text, Time, Url
-from schemas.snapshot import FileRef
+from schemas.base import Count, Digest, Document, Duration, Frozen, ImageRef, ModelKey, Size, Text, Time, Url, Version
+from schemas.snapshot import EngineName, FileRef
 from schemas.target import BackendName, FrontLimits, ServingTarget
 
 FORMAT_VERSION = "1"
@@ -111,6 +111,33 @@ class PullImage(_Action):
     image: ImageRef
 
 
+class InstallEnvironment(_Action):
+    """Install a native environment from its lock. Idempotent: wheels that were fetched are not fetched again."""
+
+    kind: Literal["install-environment"] = "install-environment"
+    environment: Digest
+    lock: FileRef
+    engine: EngineName
+    version: Version
+    """What the environment must bring."""
+
+
+class VerifyEnvironment(_Action):
+    """Compare an installed environment with what was installed; what changed is hashed. Idempotent."""
+
+    kind: Literal["verify-environment"] = "verify-environment"
+    environment: Digest
+    lock: FileRef
+
+
+class RemoveEnvironment(_Action):
+    """Remove an environment that neither the snapshot nor the last known good names. Idempotent."""
+
+    kind: Literal["remove-environment"] = "remove-environment"
+    environment: Digest
+    size: Size
+
+
 class StopInstance(_Action):
     """Stop an instance and remove it; its logs stay. Idempotent."""
 
@@ -167,6 +194,9 @@ Action = Annotated[
     | RemoveLeftover
     | SweepStore
     | PullImage
+    | InstallEnvironment
+    | VerifyEnvironment
+    | RemoveEnvironment
     | StopInstance
     | StartInstance
     | StartFront

@@ -76,6 +76,7 @@ class Processes(Protocol):
         cwd: Path | None = None,
         stdin: bytes = b"",
         memory: int | None = None,
+        stop: Stop | None = None,
     ) -> Completed:
         """Run to the end.
 
@@ -87,8 +88,10 @@ class Processes(Protocol):
             cwd: working directory.
             stdin: bytes given on standard input.
             memory: bytes that each of its processes may allocate (RLIMIT_DATA); None for no bound.
+            stop: when set, the whole process group is killed; None for what is over soon anyway.
 
         Raises:
+            InterruptedError: stopping was requested.
             TimeoutError: the time was up.
             OverflowError: it printed more than `max_output`.
             OSError: it could not be started.

@@ -167,6 +167,8 @@ class VllmArgs(Frozen):
     """Sequences decoded at once."""
     enforce_eager: bool = False
     """Skip graph capture: faster start, slower decode."""
+    kv_cache: Annotated[Size, Field(ge=2**30)] | None = None
+    """Memory for attention keys and values on a machine without a GPU, in whole GiB; vLLM chooses when absent."""
 
 
 class _RuntimeBase(Frozen):
@@ -423,7 +425,7 @@ class WithdrawnEntry(Frozen):
     """A digest that must stop at once, over every other rule (I6)."""
 
     digest: Annotated[str, StringConstraints(pattern=r"^(blake3|sha256):[0-9a-f]{64}$")]
-    """A manifest (`blake3:`) or an image (`sha256:`)."""
+    """A manifest or a lock (`blake3:`), or an image (`sha256:`)."""
     reason: Text = ""
     """For people."""
 

@@ -53,6 +53,8 @@ class ServingTarget(Frozen):
     """Container mode: the image."""
     environment: Digest | None = None
     """Native mode: digest of the installed environment."""
+    lock: FileRef | None = None
+    """Native mode in an environment of its own: the lock that it is installed from; the environment stands for it."""
     engine_args: LlamaCppArgs | VllmArgs
     """Typed arguments of the engine."""
     isolation: Isolation
@@ -99,3 +101,13 @@ class ServingTarget(Frozen):
                 not speak for another.
         """
         return digest_text(f"subject/1|{self.spec_digest}|{self.probe.digest}|{accelerator}")
+
+
+def locked_environment(lock: str, interpreter: str) -> str:
+    """Identity of an environment that is installed from a lock.
+
+    Args:
+        lock: digest of the lock's exact bytes: it names every file that is installed by its hash.
+        interpreter: what it is installed for, as `EnvironmentStore.interpreter` tells it.
+    """
+    return digest_text(f"environment/locked/1|{interpreter}|{lock}")

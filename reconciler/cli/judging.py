@@ -285,21 +285,20 @@ def check_files(workspace: Workspace, document: SnapshotDocument) -> int:
     Raises:
         DocumentError: one is missing, is another, or is not what it must be.
     """
-    from desired_state.document import MANIFEST_LIMIT
-    from desired_state.load import load_models, load_probes, read_bound
+    from desired_state.load import load_locks, load_models, load_probes
     from schemas.errors import DigestMismatch, MissingDocument
 
     try:
         models = load_models(workspace.files, document.spec.models)
         load_probes(workspace.files, document.spec.models)
-        for runtime in document.spec.runtimes:
-            if runtime.native is not None and runtime.native.lock is not None:
-                read_bound(workspace.files, runtime.native.lock, MANIFEST_LIMIT)
+        load_locks(workspace.files, document)
     except DigestMismatch as error:
         error.hint = "if it was changed on purpose, `reconcile snapshot pin` binds what it is now"
         raise
     except MissingDocument as error:
-        error.hint = "`reconcile model add` writes manifests, `reconcile probe record` writes probes"
+        error.hint = (
+            "`reconcile model add` writes manifests, `reconcile probe record` probes, `reconcile runtime set` locks"
+        )
         raise
     return sum(model.manifest.size for model in models.values())
 

@@ -12,8 +12,10 @@ from schemas.plan import (
     DownloadModel,
     Explanation,
     Held,
+    InstallEnvironment,
     Plan,
     PullImage,
+    RemoveEnvironment,
     RemoveLeftover,
     RemoveModel,
     RestoreModel,
@@ -24,6 +26,7 @@ from schemas.plan import (
     StopInstance,
     SweepStore,
     ValidateModel,
+    VerifyEnvironment,
     VerifyModel,
 )
 
@@ -38,6 +41,9 @@ _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     DownloadModel: ("+", "download"),
     RestoreModel: ("+", "restore"),
     PullImage: ("+", "pull"),
+    InstallEnvironment: ("+", "install"),
+    VerifyEnvironment: ("~", "verify"),
+    RemoveEnvironment: ("-", "remove"),
     VerifyModel: ("~", "verify"),
     ArchiveModel: ("~", "archive"),
     SetModelState: ("~", "state"),
@@ -75,6 +81,9 @@ def _about(action: Action) -> str:
     if isinstance(action, StartInstance | ValidateModel):
         target = action.target
         return f"{target.model}  on {target.engine} {target.version} ({target.backend})"
+    if isinstance(action, InstallEnvironment | VerifyEnvironment | RemoveEnvironment):
+        brings = f"  {action.engine} {action.version}" if isinstance(action, InstallEnvironment) else ""
+        return f"environment {short(action.environment)}{brings}"
     return _about_bytes(action)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,6 +43,11 @@ def runtime() -> None:
     metavar="REF[,cuda][,linux/arm64]",
     help="Image by digest (name@sha256:...), with its accelerator and platform; repeatable.",
 )
+@click.option(
+    "--lock",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Hash-locked requirements from which nodes install a native environment of its own.",
+)
 @click.option("--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="Engine argument; repeatable.")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs of an instance.")
 @click.option("--memory", type=SizeType(), help="Memory limit, e.g. 32GiB.")
@@ -62,6 +68,8 @@ def set_(workspace: Workspace, name: str, **given: Any) -> None:
     document = edit_snapshot(workspace)
     before = document.text
     place = _place(document, name)
+    if given["lock"] is not None:
+        given["lock"] = _bind_lock(workspace, name, given["lock"])
     if place is None:
         document.insert(("spec", "runtimes"), _new(name, given))
     else:
@@ -113,7 +121,8 @@ def _new(name: str, given: dict[str, Any]) -> dict[str, Any]:
     engine = given["engine"]
     if engine is None:
         raise UsageError(f"there is no runtime {name!r} yet", hint="a new one needs --engine")
-    modes = list(given["modes"]) or (["container"] if given["images"] else ["native"])
+    native = ["native"] if given["lock"] or not given["images"] else []
+    modes = list(given["modes"]) or [*(["container"] if given["images"] else []), *native]
     if "container" in modes and not given["images"]:
         raise UsageError("a runtime in containers needs --image", hint="name@sha256:..., never a tag alone")
     version = given["version"] or _installed(engine)
@@ -141,13 +150,34 @@ def _fields(engine: str, given: dict[str, Any]) -> dict[str, Any]:
         "version": given["version"],
         "modes": list(given["modes"]) or None,
         "images": [_image(text) for text in given["images"]] or None,
-        "native": {} if "native" in given["modes"] else None,
+        "native": {"lock": given["lock"]} if given["lock"] else {} if "native" in given["modes"] else None,
         "engineArgs": _arguments(engine, given["arguments"]),
         "isolation": _present(isolation),
         "resources": _present(resources),
         "timeouts": timeouts,
     }
     return {key: value for key, value in fields.items() if value is not None and (value != {} or key == "native")}
+
+
+def _bind_lock(workspace: Workspace, name: str, path: Path) -> dict[str, str]:
+    """Put a lock where nodes find it, and name it by its digest.
+
+    Raises:
+        MalformedDocument, LimitExceeded: it is not locked by hashes throughout, or is too large.
+    """
+    from desired_state.document import MANIFEST_LIMIT
+    from desired_state.lockfile import parse_lock
+    from schemas.digests import digest_bytes
+    from schemas.errors import LimitExceeded
+
+    content = path.read_bytes()
+    if len(content) > MANIFEST_LIMIT:
+        raise LimitExceeded(f"{len(content)} bytes, and at most {MANIFEST_LIMIT} are read", file=str(path))
+    locked = parse_lock(content, file=str(path))
+    place = f"runtimes/{name}.lock"
+    workspace.write(place, content)
+    say(f"{place}: {len(locked)} packages, each by its hashes")
+    return {"path": place, "digest": digest_bytes(content)}
 
 
 def _present(fields: dict[str, Any]) -> dict[str, Any]:

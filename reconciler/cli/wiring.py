@@ -113,6 +113,7 @@ def build_node(
     from reconciler.loop import Node
     from reconciler.state_dir import StateDir
     from runtime.engines.registry import engines
+    from runtime.environments import DiskEnvironments
     from runtime.hardware import HostHardware
 
     state = StateDir(Path(config.state_dir))
@@ -123,6 +124,7 @@ def build_node(
         store=build_store(config, ports),
         backends=build_backends(config, state, node_id, ports),
         engines=engines(),
+        environments=DiskEnvironments(state.runtimes, ports=ports),
         documents=documents,
         connect=_connect,
         progress=progress,

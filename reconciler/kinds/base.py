@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from reconciler.desired import Desired
     from reconciler.memory import Change
     from reconciler.target import Choice
-    from runtime.interfaces import Backend, Engine, EngineConnection, Front, Model, ModelStore, Progress
+    from runtime.interfaces import (
+        Backend,
+        Engine,
+        EngineConnection,
+        EnvironmentStore,
+        Front,
+        Model,
+        ModelStore,
+        Progress,
+    )
     from schemas.node import NodeConfig
     from schemas.observation import Hardware, Memory, Observed
     from schemas.plan import Action
@@ -100,6 +109,14 @@ class Documents(Protocol):
         """
         ...
 
+    def lock(self, digest: str) -> bytes:
+        """The exact bytes of a native environment's lock.
+
+        Raises:
+            MissingDocument: never accepted, or no longer kept.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Adapters:
@@ -109,6 +126,7 @@ class Adapters:
     store: ModelStore
     backends: Mapping[str, Backend]
     engines: Mapping[str, Engine]
+    environments: EnvironmentStore
     documents: Documents
     connect: Callable[[Backend, str, Path], EngineConnection]
     """(backend, instance name, socket) to a connection that has checked its peer."""

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.kinds import front, image, model, runtime, storage, validation
+from reconciler.kinds import environment, front, image, model, runtime, storage, validation
 
 if TYPE_CHECKING:
     from reconciler.kinds.base import Kind
     from schemas.plan import Action
 
-KINDS: Final[tuple[Kind, ...]] = (model.KIND, storage.KIND, image.KIND, runtime.KIND, validation.KIND, front.KIND)
+KINDS: Final[tuple[Kind, ...]] = (
+    model.KIND,
+    storage.KIND,
+    image.KIND,
+    environment.KIND,
+    runtime.KIND,
+    validation.KIND,
+    front.KIND,
+)
 
 
 def kind_of(action: Action) -> Kind:

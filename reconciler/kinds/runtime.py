@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler.kinds.base import Kind, waits
@@ -267,6 +268,8 @@ def _perform_start(action: StartInstance, context: Context) -> Changes:
     socket_folder = adapters.run_folder / name
     model_folder = adapters.store.folder(target.manifest)
     view = backend.view(model_folder=model_folder, socket_folder=socket_folder)
+    if target.lock is not None and target.environment is not None:
+        view = replace(view, python=str(adapters.environments.python(target.environment)))
     _sweep(adapters, context.node.network)
     adapters.ports.files.make_folder(socket_folder, mode=0o711)
     adapters.ports.files.make_folder(adapters.log_folder / name, mode=0o700)

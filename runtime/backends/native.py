@@ -296,6 +296,8 @@ class NativeBackend:
                 **spec.launch.env,
                 "CUDA_VISIBLE_DEVICES": ",".join(spec.gpus),
                 "TMPDIR": str(folder / "tmp"),
+                # Nothing of the agent's user is read or left behind: caches and settings go with the instance.
+                "HOME": str(folder / "tmp"),
             },
             "folder": str(spec.socket_folder),
             "cpus": spec.target.resources.cpus or 0,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from runtime.installed import find
+from runtime.engines.answers import token_ids
+from runtime.engines.installation import beside_agent
 from runtime.interfaces import Launch
-from schemas.digests import digest_text
 from schemas.errors import EngineUnreachable, Incompatible
-from schemas.observation import NativeEngine
 from schemas.snapshot import LlamaCppArgs
 
 if TYPE_CHECKING:
@@ -21,10 +19,10 @@ if TYPE_CHECKING:
 
     from runtime.interfaces import EngineConnection, EngineView
     from schemas.manifest import ManifestDocument
+    from schemas.observation import NativeEngine
     from schemas.probe import ChatMessage
     from schemas.target import ServingTarget
 
-DISTRIBUTION: Final = "xllamacpp"
 PROGRAM: Final = Path(__file__).with_name("llamacpp_server.py")
 
 HEALTH_SECONDS: Final = 5.0
@@ -32,8 +30,6 @@ RENDER_SECONDS: Final = 30.0
 PROMPT_TOKEN_SECONDS: Final = 0.1
 TOKEN_SECONDS: Final = 2.0
 """Time allowed for a token: a 70B model on a slow processor writes about one per second."""
-
-MAX_VOCABULARY: Final = 2**31
 
 
 class LlamaCppEngine:
@@ -44,15 +40,11 @@ class LlamaCppEngine:
 
     name = "llamacpp"
     formats = frozenset({"gguf"})
+    distributions: tuple[str, ...] = ("xllamacpp",)
 
     def native(self) -> NativeEngine | None:
         """The engine beside this agent, if it is installed."""
-        installed = find(DISTRIBUTION)
-        if installed is None or installed.record is None:
-            # What cannot be named by its files' record cannot be spoken of by a receipt.
-            return None
-        environment = digest_text(f"environment/1|python {platform.python_version()}|{installed.record}")
-        return NativeEngine(self.name, installed.version, environment)
+        return beside_agent(self.name, self.distributions)
 
     def launch(self, target: ServingTarget, manifest: ManifestDocument, view: EngineView) -> Launch:
         """Command line and environment.
@@ -83,8 +75,9 @@ class LlamaCppEngine:
         if target.mode == "container":
             # The image's entry point is the same program.
             return Launch(tuple(flags), {})
-        # -I: no environment variable and no folder of the user's adds code to the engine.
-        return Launch((sys.executable, "-I", str(PROGRAM), *flags), {"LANG": "C.UTF-8"})
+        # -I: no environment variable and no folder of the user's adds code to the engine. -B: its files
+        # stay as they were verified.
+        return Launch((view.python or sys.executable, "-I", "-B", str(PROGRAM), *flags), {"LANG": "C.UTF-8"})
 
     def ready(self, connection: EngineConnection) -> bool:
         """Whether the model is loaded.
@@ -109,7 +102,8 @@ class LlamaCppEngine:
         # Like the chat endpoint: markers of the template are special tokens, and the vocabulary says whether a
         # beginning-of-sequence token comes first (the template's own has been cut off by then).
         question: JsonValue = {"content": prompt, "add_special": True, "parse_special": True}
-        return _tokens(connection.request("POST", "/tokenize", question, timeout=RENDER_SECONDS), "/tokenize")
+        answer = connection.request("POST", "/tokenize", question, timeout=RENDER_SECONDS)
+        return token_ids(answer, "tokens", asked="/tokenize")
 
     def greedy(self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int) -> tuple[int, ...]:
         """The most likely continuation of token ids, computed anew.
@@ -126,19 +120,5 @@ class LlamaCppEngine:
             "stream": False,
         }
         timeout = RENDER_SECONDS + len(prompt) * PROMPT_TOKEN_SECONDS + tokens * TOKEN_SECONDS
-        answer = _tokens(connection.request("POST", "/completion", question, timeout=timeout), "/completion")
-        if len(answer) > tokens:
-            raise EngineUnreachable(f"/completion answered {len(answer)} tokens, {tokens} were asked for")
-        return answer
-
-
-def _tokens(answer: JsonValue, path: str) -> tuple[int, ...]:
-    found = answer.get("tokens") if isinstance(answer, dict) else None
-    if not isinstance(found, list):
-        raise EngineUnreachable(f"{path} answered without token ids")
-    tokens: list[int] = []
-    for item in found:
-        if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < MAX_VOCABULARY:
-            raise EngineUnreachable(f"{path} answered {ascii(item)[:50]} for a token id")
-        tokens.append(item)
-    return tuple(tokens)
+        answer = connection.request("POST", "/completion", question, timeout=timeout)
+        return token_ids(answer, "tokens", asked="/completion", at_most=tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtime.engines.llamacpp import LlamaCppEngine
+from runtime.engines.vllm import VllmEngine
 
 if TYPE_CHECKING:
     from runtime.interfaces import Engine
@@ -12,5 +13,5 @@ if TYPE_CHECKING:
 
 def engines() -> dict[str, Engine]:
     """Every engine, by the name that snapshots use."""
-    known: tuple[Engine, ...] = (LlamaCppEngine(),)
+    known: tuple[Engine, ...] = (LlamaCppEngine(), VllmEngine())
     return {engine.name: engine for engine in known}

@@ -56,6 +56,7 @@ class SimulatedEngine:
     """Stands for any engine. `lies` names models (`name:version`) that answer as another model would."""
 
     formats = frozenset({"gguf", "safetensors"})
+    distributions: tuple[str, ...] = ("simulated",)
 
     def __init__(self, name: str = "llamacpp", version: str = "1.0", lies: frozenset[str] = frozenset()) -> None:
         self.name = name

@@ -63,9 +63,16 @@ class TestCommandLine:
     def test_native_runs_the_program_beside_the_engine_isolated(self) -> None:
         """This interpreter, -I, and an environment without anything of the agent's (I10)."""
         launch = ENGINE.launch(target(), MANIFEST, VIEW)
-        assert launch.argv[:3] == (sys.executable, "-I", str(PROGRAM))
+        assert launch.argv[:4] == (sys.executable, "-I", "-B", str(PROGRAM))
         assert PROGRAM.is_file()
         assert dict(launch.env) == {"LANG": "C.UTF-8"}
+
+    def test_a_locked_environment_brings_its_interpreter(self) -> None:
+        """The same program, run by the environment's own Python."""
+        launch = ENGINE.launch(
+            target(), MANIFEST, EngineView("/srv/model", "engine.sock", "/srv/runtimes/x/bin/python")
+        )
+        assert launch.argv[:4] == ("/srv/runtimes/x/bin/python", "-I", "-B", str(PROGRAM))
 
     def test_in_a_container_the_image_s_entry_point_gets_flags_only(self) -> None:
         """The image's program is the same one."""
@@ -98,7 +105,7 @@ class TestCommandLine:
         from runtime.engines import llamacpp_server
 
         arguments = LlamaCppArgs(context_size=4096, parallel=3, threads=5, gpu_layers=7)
-        argv = ENGINE.launch(target(engine_args=arguments), MANIFEST, VIEW).argv[3:]
+        argv = ENGINE.launch(target(engine_args=arguments), MANIFEST, VIEW).argv[4:]
         parsed = llamacpp_server.parse(argv)
         assert (parsed.ctx_size, parsed.parallel, parsed.threads, parsed.gpu_layers) == (4096, 3, 5, 7)
 

@@ -14,6 +14,7 @@ from reconciler.state_dir import StateDir
 from reconciler.status import SourceReport
 from runtime.backends.simulated import SimulatedBackend, SimulatedEngineRoom
 from runtime.engines.simulated import SimulatedConnection, SimulatedEngine, answer
+from runtime.environments_simulated import SimulatedEnvironments
 from runtime.host import DurableFiles, StopEvent, ThreadedConcurrency
 from runtime.interfaces import Model
 from runtime.models.simulated import SimulatedModelStore, SimulatedShelf
@@ -110,6 +111,10 @@ class LiteralDocuments:
             }
         )
         return Model(digest, document, b"\0" * 32)
+
+    def lock(self, digest: str) -> bytes:
+        """A lock that says no more than its name."""
+        return digest.encode()
 
     def probe(self, digest: str) -> ProbeDocument:
         """A probe of whichever model it stands beside."""
@@ -227,6 +232,7 @@ class SimulatedNode:
     recorder: Recorder = field(default_factory=Recorder)
     lies: frozenset[str] = frozenset()
     front: SimulatedFront | None = None
+    environments: SimulatedEnvironments = field(default_factory=SimulatedEnvironments)
     offered: SnapshotDocument | None = None
     source_error: ReconcileError | None = None
     journal: Journal = field(init=False)
@@ -259,6 +265,7 @@ class SimulatedNode:
             store=SimulatedModelStore(self.shelf),
             backends={"native": backend},
             engines={"llamacpp": SimulatedEngine(lies=self.lies)},
+            environments=self.environments,
             documents=self.documents,
             connect=lambda _backend, name, _socket: SimulatedConnection(self.room, name),
             progress=ignore_progress,

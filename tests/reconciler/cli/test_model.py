@@ -273,6 +273,27 @@ def test_a_runtime_keeps_what_is_not_given(network: Operator) -> None:
     assert found["isolation"]["allowUnenforced"] == ["network"]  # type: ignore[index]
 
 
+def test_a_lock_is_checked_and_bound_by_its_digest(network: Operator, tmp_path: Path) -> None:
+    """It goes where nodes find it; what is not locked throughout is refused; a new one takes the old one's place."""
+    lock = tmp_path / "requirements.txt"
+    lock.write_text(f"vllm==0.32.0 --hash=sha256:{'1' * 64}\n")
+    network.run("runtime", "set", "main", "--engine", "vllm", "--version", "0.32.0", "--lock", str(lock))
+    placed = network.root / "runtimes" / "main.lock"
+    (found,) = runtimes(network)
+    assert found["modes"] == ["native"]
+    assert found["native"] == {"lock": {"path": "runtimes/main.lock", "digest": digest_bytes(lock.read_bytes())}}
+    assert placed.read_bytes() == lock.read_bytes()
+    kept = placed.read_bytes()
+    lock.write_text("vllm>=0.32.0\n")
+    assert "line 1" in network.run("runtime", "set", "main", "--lock", str(lock), code=3).stderr
+    assert placed.read_bytes() == kept
+    lock.write_text(f"vllm==0.33.0 --hash=sha256:{'2' * 64}\n")
+    network.run("runtime", "set", "main", "--version", "0.33.0", "--lock", str(lock))
+    (found,) = runtimes(network)
+    assert found["version"] == "0.33.0"
+    assert found["native"] == {"lock": {"path": "runtimes/main.lock", "digest": digest_bytes(lock.read_bytes())}}
+
+
 def test_another_engine_drops_the_old_ones_arguments(network: Operator) -> None:
     """Arguments are typed per engine, so they do not outlive it."""
     network.run("runtime", "set", "main", "--engine", "llamacpp", "--version", "1", "--arg", "contextSize=512")

