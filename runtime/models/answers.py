@@ -118,7 +118,7 @@ def _retry_after(response: http.client.HTTPResponse, clock: Clock) -> float | No
     value = response.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         moment = parsedate_to_datetime(value)
         if moment.tzinfo is not None:
             return max(0.0, (moment - clock.now()).total_seconds())

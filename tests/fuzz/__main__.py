@@ -20,10 +20,17 @@ GRACE = 300
 """Seconds beyond the time of fuzzing that a process may take to start and to end, on a busy machine."""
 
 
-def fuzz(name: str, seconds: int, folder: Path) -> tuple[int, str]:
-    """Fuzz one target in a process of its own; the number of inputs tried, and what went wrong, empty for nothing."""
+def fuzz(name: str, seconds: int, folder: Path, *, inputs: int = -1) -> tuple[int, str]:
+    """Fuzz one target in a process of its own; the number of inputs tried, and what went wrong, empty for nothing.
+
+    Args:
+        name: the target.
+        seconds: after which it ends.
+        folder: for findings and the corpus.
+        inputs: after which it ends sooner, so that the same code is tried with the same inputs; -1 for any number.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.run", name, str(seconds), str(folder)],
+        [sys.executable, "-m", "tests.fuzz.run", name, str(seconds), str(folder), str(inputs)],
         cwd=ROOT,
         capture_output=True,
         text=True,

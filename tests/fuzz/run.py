@@ -15,8 +15,8 @@ LIMIT = 2**12
 """Bytes of an input: every rule of every grammar shows in far less."""
 
 
-def main(name: str, seconds: str, folder: str) -> None:
-    """Fuzz until the time is up."""
+def main(name: str, seconds: str, folder: str, inputs: str) -> None:
+    """Fuzz until the time is up, or so many inputs were tried (-1: any number)."""
     with atheris.instrument_imports(include=list(OURS)):
         from tests.fuzz.targets import TARGETS
     target = TARGETS[name]
@@ -26,11 +26,14 @@ def main(name: str, seconds: str, folder: str) -> None:
         (corpus / f"seed-{number}").write_bytes(seed)
     options = [
         f"-max_total_time={seconds}",
+        f"-runs={inputs}",
         f"-max_len={LIMIT}",
         f"-artifact_prefix={folder}/{name}-",
         "-seed=1",
         "-timeout=60",
-        "-rss_limit_mb=2048",
+        # The peak that libFuzzer reads begins at that of the process which started this one.
+        "-rss_limit_mb=16384",
+        "-malloc_limit_mb=1024",
         "-print_final_stats=1",
         "-verbosity=0",
     ]
