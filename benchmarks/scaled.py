@@ -29,6 +29,7 @@ from reconciler.cli import wiring
 from reconciler.memory import PutModel
 from reconciler.state_dir import StateDir
 from runtime.interfaces import Model
+from runtime.models.archive import Archive
 from runtime.models.install import Rooms
 from runtime.models.pieces import split
 from schemas.base import format_time
@@ -185,7 +186,7 @@ class ScaledNode:
         """Put models on the shelf and in the journal, as a download does when its last byte was verified."""
         config = wiring.load_config(self.demo.config)
         state, ports = StateDir(Path(config.state_dir)), wiring.host()
-        rooms = Rooms(state.models, ports)
+        rooms = Rooms(state.models, ports, Archive(state.models / "archive", ports, reserve=0))
         journal = wiring.open_journal(state, readonly=False)
         now = ports.clock.now()
         with _unsynced():

@@ -283,9 +283,9 @@ def safetensors_header(content: bytes) -> None:
 PART = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9/100\r\nContent-Length: 10\r\n\r\n0123456789"
 MOVED = b"HTTP/1.1 302 Found\r\nLocation: //127.0.0.1:8080/a?b=c#d\r\nContent-Length: 0\r\n\r\n"
 LATER = (
-    b"HTTP/1.1 503 Busy\r\nRetry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    b"HTTP/1.1 503 Busy\r\nRetry-After: Fri, 31 Dec 1999 23" + b"3" * 40 + b":59:59 GMT\r\n\r\n",
+    b"HTTP/1.1 503 Busy\r\nRetry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
 )
+NEVER = b"HTTP/1.1 503 Busy\r\nRetry-After: Fri, 31 Dec 1999 23" + b"3" * 40 + b":59:59 GMT\r\n\r\n"
 
 
 @dataclass
