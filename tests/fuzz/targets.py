@@ -322,7 +322,7 @@ class _Socket(socket.socket):
         pass
 
 
-@target(PART, MOVED, LATER, b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 100\r\n\r\n")
+@target(PART, MOVED, LATER, NEVER, b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 100\r\n\r\n")
 def http_answer(content: bytes) -> None:
     """Heads and bodies of a mirror's answers."""
     source = http_source.HttpSource(
