@@ -90,6 +90,8 @@ def _verify_there(config: NodeConfig, state: StateDir, models: Sequence[str]) ->
     wake = Wake()
     wake.on_signals()
     with closing(wiring.open_journal(state, readonly=False)) as journal:
+        # Before the look: what the daemon finds out about a model that was seen as stored is a verdict on it.
+        newest = max((event.number for event in journal.events(limit=1)), default=0)
         node, observed = _look(config, journal)
         if observed.memory.suspended:
             click.echo(
@@ -97,7 +99,6 @@ def _verify_there(config: NodeConfig, state: StateDir, models: Sequence[str]) ->
             )
             sys.exit(EXIT_HELD)
         asked = {action.manifest.digest: action for action in _checks(node, observed, models)}
-        newest = max((event.number for event in journal.events(limit=1)), default=0)
         journal.apply([AskCheck(digest, _CAUSE) for digest in asked], node.adapters.ports.clock.now())
         if asked:
             notify(state)
