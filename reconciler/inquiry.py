@@ -391,6 +391,11 @@ def in_force_after(snapshot: Snapshot | None, question: Question) -> Accepted | 
     """What will be in force once a snapshot is."""
     if snapshot is None or (question.accepted is not None and question.accepted.digest == snapshot.digest):
         return question.accepted
+    return accepted_from(snapshot, question.now)
+
+
+def accepted_from(snapshot: Snapshot, now: datetime) -> Accepted:
+    """What is remembered of a snapshot that is put in force."""
     metadata = snapshot.document.metadata
     return Accepted(
         digest=snapshot.digest,
@@ -400,5 +405,5 @@ def in_force_after(snapshot: Snapshot | None, question: Question) -> Accepted | 
         trust_version=snapshot.trust_version,
         issued_at=metadata.issued_at,
         expires_at=metadata.expires_at,
-        accepted_at=question.now,
+        accepted_at=now,
     )

@@ -13,8 +13,7 @@ from desired_state.git_safety import scrub
 from desired_state.trust import recall
 from desired_state.watermark import CopyFile, Mark, MarkFile, reconcile_marks
 from reconciler import verdicts
-from reconciler.inquiry import Question, git_source, inquire
-from reconciler.journal import Accepted
+from reconciler.inquiry import Question, accepted_from, git_source, inquire
 from reconciler.memory import Note
 from reconciler.published import read_status
 from reconciler.status import SourceReport
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from desired_state.snapshot import Snapshot
     from desired_state.trust import TrustState
     from reconciler.inquiry import Answer
-    from reconciler.journal import Journal
+    from reconciler.journal import Accepted, Journal
     from reconciler.loop import Node
     from reconciler.state_dir import StateDir
     from reconciler.verdicts import Verdict
@@ -220,16 +219,7 @@ class RepositorySource:
         if snapshot.gap:
             message += "; snapshots before it were not seen"
         self._journal.accept(
-            Accepted(
-                digest=snapshot.digest,
-                epoch=metadata.epoch,
-                sequence=metadata.sequence,
-                signers=snapshot.signers,
-                trust_version=snapshot.trust_version,
-                issued_at=metadata.issued_at,
-                expires_at=metadata.expires_at,
-                accepted_at=now,
-            ),
+            accepted_from(snapshot, now),
             answer.documents,
             Note("Normal", "SnapshotAccepted", message, subject=snapshot.digest),
         )

@@ -90,6 +90,25 @@ def waits(situation: Situation, draft: Draft, work: Literal["stage", "swap"], su
     return True
 
 
+def may_stage(situation: Situation, draft: Draft, key: str, subject: str, message: str) -> bool:
+    """Whether what the target needs may be brought here now; where not, it is held, and nothing that serves is stopped.
+
+    Args:
+        situation: what the decision is about.
+        draft: gets what is held back.
+        key: under which a backoff is remembered.
+        subject: what people call it.
+        message: what they read while its window is closed.
+    """
+    hold = situation.observed.memory.holds.get(key)
+    if hold is not None and hold.until > situation.now:
+        draft.hold(subject, hold.reason, hold.message, hold.until)
+    elif not waits(situation, draft, "stage", subject, message):
+        return True
+    draft.blocked = True
+    return False
+
+
 class Documents(Protocol):
     """Documents of accepted snapshots, by digest, as the journal keeps them."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reconciler.kinds.base import Kind, waits
+from reconciler.kinds.base import Kind, may_stage
 from reconciler.kinds.runtime import serving_instance
 from reconciler.memory import DropHold, Note
 from schemas.errors import Incompatible
@@ -53,13 +53,7 @@ def _secure(
         draft.actions.append(verify)
         draft.staging.append(verify.id)
         return
-    hold = situation.observed.memory.holds.get(target.environment)
-    if hold is not None and hold.until > situation.now:
-        draft.hold("environment", hold.reason, hold.message, hold.until)
-        draft.blocked = True
-        return
-    if waits(situation, draft, "stage", "environment", "the installation waits for its window"):
-        draft.blocked = True
+    if not may_stage(situation, draft, target.environment, "environment", "the installation may_stage for its window"):
         return
     install = InstallEnvironment(
         id="install/environment",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reconciler.kinds.base import Kind, waits
+from reconciler.kinds.base import Kind, may_stage
 from reconciler.memory import DropHold, Note
 from schemas.observation import Absent, Present, Unknown
 from schemas.plan import Action, PullImage
@@ -26,13 +26,7 @@ def diff(situation: Situation, draft: Draft) -> None:
         draft.hold("image", "BackendUnavailable", seen.reason)
         draft.blocked = True
         return
-    hold = situation.observed.memory.holds.get(target.image)
-    if hold is not None and hold.until > situation.now:
-        draft.hold("image", hold.reason, hold.message, hold.until)
-        draft.blocked = True
-        return
-    if waits(situation, draft, "stage", "image", "the pull waits for its window"):
-        draft.blocked = True
+    if not may_stage(situation, draft, target.image, "image", "the pull waits for its window"):
         return
     action = PullImage(
         id=f"pull/{target.backend}", cause="the image is not here", backend=target.backend, image=target.image
