@@ -22,11 +22,12 @@ _GROUPS: Final[tuple[tuple[type[ReconcileError], str], ...]] = (
     (Terminal, "What fails again until something changes"),
     (Operational, "What waits for a person"),
 )
-_RETRY: Final = {
+RETRY: Final = {
     "backoff": "tried again by itself, at growing intervals",
     "on-change": "looked at again when its subject changes",
     "operator": "waits for a person",
 }
+"""What a node does by itself after a failure, by the error's retry policy."""
 _INTRODUCTION: Final = """\
 # Reasons
 
@@ -62,7 +63,7 @@ def _index() -> Iterator[str]:
     yield "| Reason | Exit code | |"
     yield "|---|---|---|"
     for name, cls in reasons().items():
-        yield f"| [`{name}`](#{name.lower()}) | {cls.exit_code} | {_RETRY[cls.retry]} |"
+        yield f"| [`{name}`](#{name.lower()}) | {cls.exit_code} | {RETRY[cls.retry]} |"
     yield ""
 
 
@@ -71,7 +72,7 @@ def _group(group: type[ReconcileError], title: str) -> Iterator[str]:
     for name, cls in reasons().items():
         if issubclass(cls, group):
             what, do = meaning(cls)
-            yield f"### {name}\n\n{what}\n\nExit code {cls.exit_code}; {_RETRY[cls.retry]}.\n\n**What to do.** {do}\n"
+            yield f"### {name}\n\n{what}\n\nExit code {cls.exit_code}; {RETRY[cls.retry]}.\n\n**What to do.** {do}\n"
 
 
 def main() -> int:

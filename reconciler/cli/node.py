@@ -365,7 +365,15 @@ def events(config_file: str | None, as_json: bool, follow: bool, limit: int) -> 
 @config_option
 @json_option
 def why(thing: str, config_file: str | None, as_json: bool) -> None:
-    """Explain the decision about THING (a model, `runtime`, `mode`, ...), or about everything."""
+    """Explain the decision about THING (a model, `runtime`, `mode`, ...), or about everything.
+
+    Where THING is a reason (`ModelCorrupt`), what it means and what to do about it; that needs no node.
+    """
+    from schemas.errors import reasons
+
+    if thing in reasons():
+        _explain_reason(thing, as_json=as_json)
+        return
     made, _ = _make_plan(wiring.load_config(wiring.config_path(config_file)), None)
     steps = [step for step in made.trace if thing in step.subject] if thing else list(made.trace)
     held = [item for item in made.held if thing in item.subject]
@@ -382,6 +390,20 @@ def why(thing: str, config_file: str | None, as_json: bool) -> None:
     from reconciler.cli.render import why_text
 
     click.echo(why_text(steps, held, actions, thing))
+
+
+def _explain_reason(reason: str, *, as_json: bool) -> None:
+    from reconciler.cli.console import paint, say
+    from schemas.errors import reasons
+    from schemas.reasons import RETRY, meaning
+
+    cls = reasons()[reason]
+    what, do = meaning(cls)
+    if as_json:
+        document = {"reason": reason, "meaning": what, "do": do, "exitCode": cls.exit_code, "retry": cls.retry}
+        click.echo(json.dumps({"formatVersion": "1", **document}))
+        return
+    say(f"{paint(reason, 'bold')} (exit code {cls.exit_code}; {RETRY[cls.retry]})", "", what, "", f"What to do: {do}")
 
 
 # --- an operator's hand -------------------------------------------------------------------------------------------

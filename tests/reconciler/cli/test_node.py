@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from reconciler.cli.main import cli
 from runtime.host import SystemClock
+from schemas.errors import reasons
 from tests.desired_state.network import Repository, snapshot_text
 from tests.reconciler.test_source import fresh, successor
 from tests.support.builders import NOW
@@ -175,3 +176,14 @@ def test_a_bad_configuration_is_named(machine: Machine, text: str, field: str) -
     output = machine.run("plan", code=1).output
     assert "ConfigError" in output
     assert field in output
+
+
+def test_why_explains_every_reason_without_a_node(machine: Machine) -> None:
+    """Whoever meets a reason can ask what it means and what to do, on any machine; also a program can (I11)."""
+    for name, cls in reasons().items():
+        said = machine.run("why", name)
+        assert f"{name} (exit code {cls.exit_code};" in said.output
+        assert "What to do: " in said.output
+    document = json.loads(machine.run("why", "ModelCorrupt", "--json").output)
+    assert document["retry"] == "backoff"
+    assert document["do"]

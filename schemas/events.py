@@ -1,0 +1,51 @@
+"""What a node's events mean: `reconcile events` prints them, and the reference page is made of this table.
+
+Beside these, every reason of `schemas.errors` occurs as a warning.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EVENTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "SnapshotAccepted": "A newer snapshot was verified, and is in force from now on.",
+        "HistoryRewritten": "A repository's branch was moved to a commit that does not continue the one before.",
+        "MarkForgotten": "The high-water mark was given up by hand.",
+        "RetrySigned": "The snapshot clears remembered failures.",
+        "RetryAsked": "Remembered failures were cleared by hand.",
+        "Suspended": "Changes were suspended by hand.",
+        "Resumed": "Changes are applied again.",
+        "WindowIgnored": "Changes were made outside their maintenance window, by hand.",
+        "NotConverging": "A pass ended with changes still due after its last round.",
+        "BundleImported": "A bundle was taken in.",
+        "ModelInstalled": "A model was fetched, verified and published in the store.",
+        "ModelVerified": "A stored model was hashed again, and is intact.",
+        "ModelScrubbed": "The scrub looked through a model, and found nothing.",
+        "BitRotFound": "The scrub found bytes of a stored model that are not its manifest's.",
+        "ModelRestored": "A model came back from cold storage, and was verified.",
+        "SourceBlamed": "A source sent wrong bytes, or failed, although others made up for it.",
+        "ModelPending": "A model is stored, and nothing proves it yet.",
+        "ModelActive": "A model holds a receipt for the runtime that serves it or would.",
+        "ModelInactive": "A model is kept in the store, and not served.",
+        "ModelFailed": "A model was found corrupt, or did not pass its probe.",
+        "ModelArchived": "A model lies in cold storage.",
+        "ModelRemoved": "A model that is no longer listed was removed after its grace.",
+        "LeftoverRemoved": "Something in the store that no record knows was removed after its grace.",
+        "StoreSwept": "What a crash left lying about in the store was removed.",
+        "ModelValidated": "The serving model answered as its probe expects.",
+        "ImagePulled": "An image was pulled by digest.",
+        "EnvironmentInstalled": "A native environment was installed from its lock.",
+        "EnvironmentRemoved": "A native environment that nothing needs was removed.",
+        "InstanceStarted": "An engine was started, and is ready.",
+        "InstanceStopped": "An engine was stopped, and removed.",
+        "FrontStarted": "The front takes clients.",
+        "FrontRouted": "The front leads requests to an instance that has been validated.",
+        "FrontClosed": "The front refuses requests: nothing serves.",
+    }
+)
+"""By the event's name."""
