@@ -57,6 +57,11 @@ class StateDir:
         return self.root / "imported.git"
 
     @property
+    def notifications(self) -> Path:
+        """What was told of events, and to whom."""
+        return self.root / "notifications.json"
+
+    @property
     def imports(self) -> Path:
         """What is asked for, and half-done, of bundles."""
         return self.root / "imports"
