@@ -1,4 +1,4 @@
-"""Pages of the site that are made from the code while it is built: documents, events, invariants.
+"""Pages of the site that are made from the code while it is built: documents, events, metrics, invariants.
 
 They are not kept in the repository, where they would be stale the moment after.
 """
@@ -12,6 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from reconciler.telemetry.metrics import Metrics
 from schemas.events import EVENTS
 from schemas.publish import DOCUMENTS, file_name, published
 
@@ -26,6 +27,7 @@ def write() -> None:
     pages = {
         "reference/documents.md": documents,
         "reference/events.md": events,
+        "reference/metrics.md": metrics,
         "explanation/invariants.md": invariants,
     }
     for name, make in pages.items():
@@ -105,6 +107,24 @@ def events() -> str:
         "| Event | |",
         "|---|---|",
         *(f"| `{name}` | {meaning} |" for name, meaning in EVENTS.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# --- metrics ------------------------------------------------------------------------------------------------------
+
+
+def metrics() -> str:
+    """Every metric."""
+    lines = [
+        "# Metrics",
+        "",
+        "What a daemon with `telemetry.listen` answers at `/metrics`. Counters begin anew with the daemon.",
+        "[How to use them](../how-to/monitor.md).",
+        "",
+        "| Metric | Type | |",
+        "|---|---|---|",
+        *(f"| `{name}` | {kind} | {meaning} |" for name, (kind, meaning) in sorted(Metrics().described().items())),
     ]
     return "\n".join(lines) + "\n"
 

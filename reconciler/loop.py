@@ -123,6 +123,10 @@ class PassResult:
     outcomes: tuple[Outcome, ...]
     plan: Plan
     """What would still be done."""
+    drifted: bool = False
+    """Whether it had to repair what no snapshot changed."""
+    downtime: float = 0.0
+    """Seconds in which nothing served that served before, or would have."""
 
 
 class Reconciler:
@@ -152,6 +156,7 @@ class Reconciler:
         accepted = node.journal.accepted()
         outcomes: list[Outcome] = []
         drifted = False
+        downtime = 0.0
         tried: tuple[Action, ...] = ()
         ignore_windows = ignore_windows or (expected is not None and expected.outside_window)
         for round_number in range(MAX_ROUNDS):
@@ -180,6 +185,7 @@ class Reconciler:
                 reporter=self._reporter,
             )
             outcomes.extend(execution.outcomes)
+            downtime += execution.downtime
             if not any(outcome.status == "done" for outcome in execution.outcomes) and plan.actions == tried:
                 # The same plan failed twice without moving anything: time, not another round, has to change something.
                 break
@@ -187,7 +193,8 @@ class Reconciler:
         else:
             note = Note("Warning", "NotConverging", f"still not converged after {MAX_ROUNDS} rounds")
             node.journal.apply((note,), ports.clock.now())
-        return self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
+        status, code = self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
+        return PassResult(status, code, tuple(outcomes), plan, drifted, downtime)
 
     def _drop_idle_checks(self, observed: Observed) -> None:
         """Forget that somebody wants a model to be hashed that is no longer stored: there is nothing to hash."""
@@ -236,7 +243,7 @@ class Reconciler:
         outcomes: list[Outcome],
         *,
         drifted: bool,
-    ) -> PassResult:
+    ) -> tuple[NodeStatus, int]:
         node = self._node
         choice = choose(desired, observed, node.config)
         backend = node.adapters.backends.get(choice.target.backend) if choice.target else None
@@ -261,7 +268,7 @@ class Reconciler:
         )
         status = summarise(finding)
         self._publish(status)
-        return PassResult(status, exit_code(finding, status), tuple(outcomes), plan)
+        return status, exit_code(finding, status)
 
     def _count_running_time(self, now: datetime, observed: Observed) -> None:
         """Count running time for what is not listed. What it comes to is for the next pass."""

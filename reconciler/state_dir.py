@@ -57,6 +57,11 @@ class StateDir:
         return self.root / "imported.git"
 
     @property
+    def notifications(self) -> Path:
+        """What was told of events, and to whom."""
+        return self.root / "notifications.json"
+
+    @property
     def imports(self) -> Path:
         """What is asked for, and half-done, of bundles."""
         return self.root / "imports"
@@ -90,6 +95,25 @@ class StateDir:
     def lock_file(self) -> Path:
         """Locked by the one reconciler that may write."""
         return self.root / "lock"
+
+    def holder(self) -> str | None:
+        """The process that holds the state directory, as it wrote its number; None while nobody does. Changes nothing.
+
+        Raises:
+            OSError: it cannot be asked.
+        """
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        else:
+            return None
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

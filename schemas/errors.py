@@ -8,7 +8,7 @@
     |  `- DocumentError      names file, line and field
     |     `- MalformedDocument, LimitExceeded, MissingDocument, DigestMismatch
     |- Transient             exit 1   tried again with backoff
-    |  `- SourceUnreachable, DownloadFailed, BackendUnavailable, EngineUnreachable
+    |  `- SourceUnreachable, DownloadFailed, BackendUnavailable, EngineUnreachable, NotDelivered
     |- Terminal              exit 1   the same attempt would fail again: its subject waits for a change or a `retry`
     |  `- ModelCorrupt, ImageUnavailable, EnvironmentUnavailable, EnvironmentChanged, StartFailed, NotReadyInTime,
     |     ValidationFailed, Incompatible, SignatureRefused, IsolationRefused
@@ -252,6 +252,14 @@ class SourceUnreachable(Transient):
 
     Do: nothing, if it passes: what is in force goes on. Otherwise look at the network, the address and git's
     credentials (`git ls-remote URL` as the agent's user).
+    """
+
+
+class NotDelivered(Transient):
+    """A notification could not be handed over: its program failed, or its webhook did not take it.
+
+    Do: nothing, if it passes: it is tried again, and nothing else waits for it. Otherwise look at `notifications` in
+    node.yaml, and at the program or server that should take them.
     """
 
 

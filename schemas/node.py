@@ -130,6 +130,42 @@ class FrontConfig(Frozen):
     """Seconds that a request may wait while the runtime is replaced; 503 with Retry-After beyond."""
 
 
+EventName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Za-z0-9]{1,63}$")]
+_LISTEN = r"^(127(\.[0-9]{1,3}){3}:[0-9]{1,5}|\[::1\]:[0-9]{1,5}|unix:/[^\x00]{1,4090})$"
+
+
+class TelemetryConfig(Frozen):
+    """What a daemon tells whoever watches it. Read-only; off unless an address is given."""
+
+    listen: Annotated[str, StringConstraints(pattern=_LISTEN)] | None = None
+    """Where: a loopback address with its port (`127.0.0.1:9477`), or a socket (`unix:/run/telemetry.sock`)."""
+    page: bool = True
+    """Whether `/` is a page for people, beside `/metrics` for Prometheus."""
+
+
+class Notification(Frozen):
+    """Whom to tell of events: a program, or a webhook."""
+
+    name: Name
+    """What it is called; what was delivered is remembered under it."""
+    events: Annotated[tuple[EventName, ...], Field(max_length=64)] = ()
+    """Events to tell of; none: every warning."""
+    program: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
+    """Program and arguments. It is given the event as JSON on standard input, and should end with 0."""
+    webhook: Annotated[str, StringConstraints(pattern=r"^https?://[!-~]+$", max_length=2048)] | None = None
+    """Address that the event is posted to as JSON."""
+    secret: Name | None = None
+    """Of `secrets`: signs what is posted (HMAC-SHA256, in `X-Reconcile-Signature`)."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Notification:
+        if bool(self.program) == (self.webhook is not None):
+            raise ValueError("name either a program or a webhook")
+        if self.secret is not None and self.webhook is None:
+            raise ValueError("a secret signs what is posted to a webhook")
+        return self
+
+
 class IdentityConfig(Frozen):
     """How the node's key is protected."""
 
@@ -168,6 +204,10 @@ class NodeConfig(Document):
     """Through which clients reach the runtime."""
     policy: NodePolicy = NodePolicy.model_construct()
     """The owner's rules."""
+    telemetry: TelemetryConfig = TelemetryConfig.model_construct()
+    """Metrics, and a page to look at."""
+    notifications: Annotated[tuple[Notification, ...], Field(max_length=16)] = ()
+    """Whom to tell of events."""
     models: ModelsConfig = ModelsConfig.model_construct()
     """How models are kept."""
     interval: Duration = 30

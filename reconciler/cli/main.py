@@ -51,6 +51,7 @@ SECTIONS: Final = {
         "resume": Lazy("reconciler.cli.node:resume", "Let changes be applied again."),
         "notify": Lazy("reconciler.cli.node:notify", "Tell a running daemon to look at once."),
         "verify": Lazy("reconciler.cli.store:verify", "Hash stored models again, now."),
+        "doctor": Lazy("reconciler.cli.doctor:doctor", "Look for what keeps this node from working."),
         "gc": Lazy("reconciler.cli.store:gc", "Remove what is no longer listed, after its grace."),
         "retry": Lazy("reconciler.cli.node:retry", "Forget remembered failures and try again."),
     },

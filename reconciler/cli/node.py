@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,14 +73,17 @@ def _watch(path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> in
         config = wiring.load_config(path)
         urls = [repository.url for repository in config.repositories]
         state = _state(config)
-        with state.lock(), triggers(wake, state, urls), _opened(config, wake, as_json=as_json) as (reconciler, _):
+        with ExitStack() as stack:
+            stack.enter_context(state.lock())
+            stack.enter_context(triggers(wake, state, urls))
+            reconciler, _ = stack.enter_context(_opened(config, wake, as_json=as_json))
 
             def run(config: NodeConfig = config, reconciler: Reconciler = reconciler) -> PassResult:
                 _serve_imports(config, wake)
                 return reconciler.run_pass()
 
             watch(
-                run,
+                stack.enter_context(wiring.observed(config, run)),
                 wake=wake,
                 interval=interval or config.interval,
                 clock=SystemClock(),

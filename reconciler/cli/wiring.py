@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from reconciler.bundles.container import Bundle
     from reconciler.bundles.importing import ImageEngine, Import, Imported
     from reconciler.journal import Journal, StoredDocument
-    from reconciler.loop import Node
+    from reconciler.loop import Node, PassResult
+    from reconciler.notifications import Notifier
     from reconciler.source import RepositorySource
     from reconciler.state_dir import StateDir
     from runtime.backends.loaded_images import LoadedImages
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from runtime.models.reach import Reach
     from runtime.models.sources import Source
     from runtime.models.store import DiskModelStore
-    from schemas.node import ContainerBackend, NodeConfig
+    from schemas.node import ContainerBackend, NodeConfig, Notification
     from schemas.ports import Ports, Stop
     from schemas.target import BackendName
 
@@ -310,6 +311,52 @@ def import_bundle(config: NodeConfig, path: Path, progress: Progress, stop: Stop
 
     with opened(path) as bundle, importing(config, bundle, progress, stop) as job:
         return job.run()
+
+
+@contextmanager
+def observed(config: NodeConfig, run_pass: Callable[[], PassResult]) -> Iterator[Callable[[], PassResult]]:
+    """A daemon's pass, watched and told of as the configuration asks for.
+
+    Raises:
+        ConfigError: the address of `telemetry.listen` cannot be listened on.
+    """
+    from reconciler.state_dir import StateDir
+    from reconciler.telemetry.observer import observed as watched
+
+    state = StateDir(Path(config.state_dir))
+
+    def journal() -> Journal:
+        return open_journal(state, readonly=True)
+
+    with watched(config.telemetry, state, journal, build_notifier(config, state), run_pass) as run:
+        yield run
+
+
+def build_notifier(config: NodeConfig, state: StateDir) -> Notifier | None:
+    """What tells of events; None where nobody wants to hear."""
+    if not config.notifications:
+        return None
+    from functools import partial
+
+    from reconciler.identity import node_address
+    from reconciler.notifications import Notifier, Receiver
+    from runtime.notifying import Deliver, Program, Webhook
+    from runtime.secrets import Secrets
+
+    ports, secrets = host(), Secrets(config.secrets)
+
+    def deliver(item: Notification) -> Deliver:
+        if item.webhook is None:
+            return Program(item.program, ports.processes)
+        return Webhook(item.webhook, partial(secrets.read, item.secret) if item.secret else None)
+
+    return Notifier(
+        [Receiver(item, deliver(item)) for item in config.notifications],
+        node={"network": config.network, "node": node_address(state)},
+        journal=lambda: open_journal(state, readonly=True),
+        memory=state.notifications,
+        ports=ports,
+    )
 
 
 def build_source(node: Node) -> RepositorySource:

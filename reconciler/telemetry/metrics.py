@@ -1,0 +1,163 @@
+"""A node in numbers, for Prometheus. The only importer of its client.
+
+Names follow controller-runtime where it has them (`reconcile_total`, `reconcile_errors_total`,
+`reconcile_time_seconds` there is `reconcile_duration_seconds` here), with Prometheus' base units. Everything comes from
+the results of passes: counters begin anew with the daemon, gauges say what the last pass saw.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from reconciler.status import EXIT_NOT_READY
+from schemas.observation import MODEL_TRANSITIONS
+
+if TYPE_CHECKING:
+    from reconciler.loop import PassResult
+    from schemas.errors import ReconcileError
+    from schemas.status import NodeStatus
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""Of the text format (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+
+_PASS_SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+_DOWN_SECONDS: Final = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300)
+
+
+# When a series began is not worth a series of its own.
+disable_created_metrics()  # type: ignore[no-untyped-call] # the client leaves it without types
+
+
+class Metrics:
+    """The node's metrics. Used by one thread, read by another: the client's own locks are between them."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        make = self._registry
+        self._passes = Counter(
+            "reconcile",
+            "Passes, by what came of them: converged, changed, degraded, refused.",
+            ["result"],
+            registry=make,
+        )
+        self._seconds = Histogram("reconcile_duration_seconds", "Time of a pass.", registry=make, buckets=_PASS_SECONDS)
+        self._errors = Counter("reconcile_errors", "Refusals and failures, by reason.", ["reason"], registry=make)
+        self._actions = Counter(
+            "reconcile_actions", "Actions, by kind and outcome.", ["kind", "outcome"], registry=make
+        )
+        self._drift = Counter(
+            "reconcile_drift", "Repairs of what was changed from outside, by kind of action.", ["field"], registry=make
+        )
+        self._downtime = Histogram(
+            "reconcile_swap_downtime_seconds",
+            "Time in which nothing served, of each pass that interrupted serving.",
+            registry=make,
+            buckets=_DOWN_SECONDS,
+        )
+        self._condition = Gauge(
+            "reconcile_condition", "1 True, 0 False, -1 Unknown.", ["type", "reason"], registry=make
+        )
+        self._updated = Gauge("reconcile_status_timestamp_seconds", "When the last pass ended.", registry=make)
+        self._sequence = Gauge("reconcile_snapshot_sequence", "Sequence of the snapshot in force.", registry=make)
+        self._expiry = Gauge(
+            "reconcile_snapshot_expiry_seconds", "Time until the snapshot in force expires.", registry=make
+        )
+        self._state = Gauge(
+            "reconcile_model_state", "1 for the state that a model is in.", ["model", "state"], registry=make
+        )
+        self._serving = Gauge(
+            "reconcile_serving", "1 for the model that serves.", ["model", "engine", "backend", "health"], registry=make
+        )
+        self._held = Gauge(
+            "reconcile_held", "Changes that are due and held back, by reason.", ["reason"], registry=make
+        )
+        self._disk = Gauge("reconcile_disk_bytes", "The state directory's disk.", ["which"], registry=make)
+        self._gpu = Gauge("reconcile_gpu_memory_bytes", "Memory of a GPU.", ["uuid", "name"], registry=make)
+        self._front = Gauge(
+            "reconcile_front_requests", "Requests at the front; in_flight and held: now.", ["which"], registry=make
+        )
+        self._agent = Gauge("reconcile_agent_info", "The agent.", ["version", "network", "node"], registry=make)
+
+    def passed(self, result: PassResult, seconds: float) -> None:
+        """Count a pass that ended."""
+        self._seconds.observe(seconds)
+        changed = any(outcome.status == "done" for outcome in result.outcomes)
+        degraded = result.exit_code == EXIT_NOT_READY
+        self._passes.labels("degraded" if degraded else "changed" if changed else "converged").inc()
+        for outcome in result.outcomes:
+            self._actions.labels(outcome.action.kind, outcome.status).inc()
+            if outcome.error is not None:
+                self._errors.labels(outcome.error.reason).inc()
+        if result.drifted:
+            for outcome in result.outcomes:
+                self._drift.labels(outcome.action.kind).inc()
+        if result.downtime:
+            self._downtime.observe(result.downtime)
+        self.show(result.status)
+
+    def refused(self, error: ReconcileError, seconds: float) -> None:
+        """Count a pass that could not be made."""
+        self._seconds.observe(seconds)
+        self._passes.labels("refused").inc()
+        self._errors.labels(error.reason).inc()
+
+    def show(self, status: NodeStatus) -> None:
+        """Set what a status says."""
+        for changing in (self._condition, self._state, self._serving, self._held, self._front, self._gpu):
+            changing.clear()  # what is no longer so has no series
+        self._agent.labels(status.agent, status.network, status.node).set(1)
+        self._updated.set(status.updated_at.timestamp())
+        for condition in status.conditions:
+            self._condition.labels(condition.type, condition.reason).set(
+                {"True": 1, "False": 0}.get(condition.status, -1)
+            )
+        if status.snapshot is not None:
+            self._sequence.set(status.snapshot.sequence)
+            end = status.snapshot.expires_at.timestamp()
+            # A daemon that stopped making passes must not stop the time.
+            self._expiry.set_function(lambda: end - time.time())
+        for held in status.held:
+            self._held.labels(held.reason).inc()
+        self._show_models(status)
+        self._show_machine(status)
+
+    def _show_models(self, status: NodeStatus) -> None:
+        for model in status.models:
+            for state in MODEL_STATES:
+                self._state.labels(model.model, state).set(int(model.state == state))
+        if status.serving is not None:
+            serving = status.serving
+            self._serving.labels(serving.model, serving.engine, serving.backend, serving.health).set(1)
+        if status.front is not None and status.front.counts is not None:
+            for name, value in status.front.counts.model_dump().items():
+                self._front.labels(name).set(value)
+
+    def _show_machine(self, status: NodeStatus) -> None:
+        self._disk.labels("size").set(status.hardware.disk)
+        self._disk.labels("free").set(status.hardware.disk_free)
+        for gpu in status.hardware.gpus:
+            self._gpu.labels(gpu.uuid, gpu.name).set(gpu.memory)
+
+    def text(self) -> bytes:
+        """The text format."""
+        return generate_latest(self._registry)
+
+    def described(self) -> dict[str, tuple[str, str]]:
+        """Every metric's type and meaning, by the name under which it is scraped."""
+        return {
+            metric.name + ("_total" if metric.type == "counter" else ""): (metric.type, metric.documentation)
+            for metric in self._registry.collect()
+        }
+
+
+MODEL_STATES: Final = tuple(sorted({state for states in MODEL_TRANSITIONS.values() for state in states}))
