@@ -85,9 +85,9 @@ def serving_instance(situation: Situation) -> Instance | None:
 def _is_tainted(situation: Situation, item: Instance, target: ServingTarget) -> bool:
     """Whether the model failed a check after the instance was started: it may have mapped wrong bytes (I2)."""
     record = situation.observed.memory.models.get(target.manifest)
-    if record is None or item.started_at is None or record.state not in ("Failed", "Pending"):
+    if record is None or item.started_at is None or record.doubted_at is None:
         return False
-    return item.started_at < record.since
+    return item.started_at < record.doubted_at
 
 
 def _stop_withdrawn(situation: Situation, draft: Draft, ours: Sequence[Instance]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from reconciler.kinds.base import Kind
 from reconciler.kinds.runtime import instance_name, serving_instance
@@ -14,11 +14,15 @@ from runtime.validation.run import run_probe
 from schemas.errors import ValidationFailed
 from schemas.observation import LastKnownGood
 from schemas.plan import Action, StartInstance, ValidateModel
+from schemas.receipt import ReceiptSubject
 
 if TYPE_CHECKING:
     from reconciler.kinds.base import Changes, Context, Draft, Situation
     from schemas.observation import Instance
     from schemas.target import ServingTarget
+
+STRENGTH: Final = "token-ids"
+"""What the probe compares: exact ids of rendered conversations and of greedy continuations."""
 
 
 def diff(situation: Situation, draft: Draft) -> None:
@@ -98,7 +102,7 @@ def perform(action: Action, context: Context) -> Changes:
     probe = adapters.documents.probe(target.probe.digest)
     verdict = judge(probe, run_probe(engine, connection, probe, stop=adapters.ports.stop))
     if verdict.outcome != "pass":
-        raise ValidationFailed(f"{target.model}: {verdict.message}")
+        raise ValidationFailed(f"{target.model}: {verdict.message}", evidence=verdict.evidence)
     now = adapters.ports.clock.now()
     put = model_state(
         context.memory,
@@ -110,7 +114,9 @@ def perform(action: Action, context: Context) -> Changes:
         now=now,
     )
     return (
-        IssueReceipt(target.subject(context.hardware.accelerator), target.manifest, intent, verdict.evidence),
+        IssueReceipt(
+            ReceiptSubject.of(target, context.hardware), intent, verdict.evidence, verdict.message, strength=STRENGTH
+        ),
         put,
         CommitGood(LastKnownGood(target, action.snapshot, now)),
         DropHold(target.spec_digest),
