@@ -1,7 +1,8 @@
 """Signs receipts, in a program of its own.
 
-The Ethereum SDK costs most of a second, and the key should be in memory no longer than it must. The program reads one JSON object from standard input (`node`, `privateKey`, `statements`: texts of receipts or heads) and prints
-one on standard output (`signatures`, in the same order, or `error`). Nothing secret is on a command line or in the
+The Ethereum SDK costs most of a second, and the key should be in memory no longer than it must. The program reads one
+JSON object from standard input (`node`, `privateKey`, `statements`: texts of receipts or heads) and prints one on
+standard output (`signatures`, in the same order, or `error`). Nothing secret is on a command line or in the
 environment. Started as `python -P -m desired_state.receipt_signing`.
 """
 
@@ -50,9 +51,7 @@ def sign_statements(
     asked = {"node": node, "privateKey": private_key.hex(), "statements": list(statements)}
     program = [sys.executable, "-P", "-m", "desired_state.receipt_signing"]
     try:
-        done = processes.run(
-            program, timeout=_TIMEOUT, max_output=_OUTPUT, stdin=json.dumps(asked).encode(), stop=stop
-        )
+        done = processes.run(program, timeout=_TIMEOUT, max_output=_OUTPUT, stdin=json.dumps(asked).encode(), stop=stop)
     except InterruptedError:
         raise
     except (TimeoutError, OverflowError, OSError) as error:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from reconciler.memory import IssueReceipt, VoidReceipts
 
+
 @dataclass(frozen=True, slots=True)
 class Issuer:
     """Who makes statements."""
@@ -112,7 +113,7 @@ class Chain:
         self._db.execute(
             "UPDATE receipts SET voided_at = ?, void_cause = ?"
             " WHERE subject = ? AND number < ? AND voided_at IS NULL AND outcome = 'pass'",
-            (_write(now), cause, subject, before),
+            (written(now), cause, subject, before),
         )
 
     def _append(
@@ -161,7 +162,7 @@ class Chain:
                 evidence or "",
                 previous or "",
                 digest_text(content),
-                _write(now),
+                written(now),
                 outcome,
                 strength,
                 content,
@@ -178,10 +179,10 @@ class Chain:
 
     def standing(self) -> tuple[Receipt, ...]:
         """The newest unvoided receipt of each subject and instance, oldest first."""
-        newest = f"SELECT MAX(number) FROM receipts WHERE {_STANDS} GROUP BY subject, intent"  # noqa: S608 - a constant
         rows = self._db.execute(
             "SELECT number, subject, manifest, intent, issued_at, digest, content, signature <> '', strength"
-            f" FROM receipts WHERE number IN ({newest}) ORDER BY number"
+            " FROM receipts WHERE number IN (SELECT MAX(number) FROM receipts"
+            " WHERE voided_at IS NULL AND outcome = 'pass' GROUP BY subject, intent) ORDER BY number"
         )
         return tuple(
             Receipt(*row[:4], datetime.fromisoformat(row[4]), *row[5:7], signed=bool(row[7]), strength=row[8])
@@ -235,5 +236,6 @@ class Chain:
         )
 
 
-def _write(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def written(moment: datetime) -> str:
+    """A time as the rows have it: to the second, because the statement has no more, in the journal's fixed width."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000000Z")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from schemas.target import ServingTarget
 
 Outcome = Literal["pass", "fail", "inconclusive", "void"]
-Signature = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{130}$")]
+Signature = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{128}1[bc]$")]
 
 CONTENT_LIMIT = 2**16
 """Characters of one statement: thirty times what one takes."""
@@ -263,9 +263,10 @@ class AuditFinding(Frozen):
         "WrongNode",
         "WrongSubject",
         "WrongSignature",
+        "NotSigned",
         "WrongHead",
         "WrongRow",
-        "OutOfOrder",
+        "WrongOrder",
         "Forked",
     ]
     """Stable CamelCase reason."""
