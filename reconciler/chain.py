@@ -185,8 +185,18 @@ class Chain:
             " WHERE voided_at IS NULL AND outcome = 'pass' GROUP BY subject, intent) ORDER BY number"
         )
         return tuple(
-            Receipt(*row[:4], datetime.fromisoformat(row[4]), *row[5:7], signed=bool(row[7]), strength=row[8])
-            for row in rows
+            Receipt(
+                number=number,
+                subject=subject,
+                manifest=manifest,
+                intent=intent,
+                issued_at=datetime.fromisoformat(issued_at),
+                digest=digest,
+                content=content,
+                signed=bool(signed),
+                strength=strength,
+            )
+            for number, subject, manifest, intent, issued_at, digest, content, signed, strength in rows
         )
 
     def proven(self) -> dict[str, int]:
