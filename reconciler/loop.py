@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from reconciler.desired import Desired
 from reconciler.executor import execute
+from reconciler.kinds.base import Situation
+from reconciler.kinds.runtime import serving_instance
+from reconciler.kinds.validation import waits_for_quiet
 from reconciler.memory import RESTART_WINDOW, DropCheck, Note, VoidReceipts
 from reconciler.observe import observe
 from reconciler.planner import plan as make_plan
@@ -19,7 +22,8 @@ from reconciler.published import read_status
 from reconciler.signing import LOCKED, ReceiptSigner
 from reconciler.status import Finding, exit_code, summarise, with_receipts
 from reconciler.target import choose
-from schemas.errors import MissingDocument, StalePlan
+from runtime.interfaces import SOCKET_NAME
+from schemas.errors import EngineUnreachable, MissingDocument, StalePlan
 from schemas.observation import Present, StoredModel, Unknown
 from schemas.status import FrontStatus, FrontStatusCounts, ReceiptsStatus
 
@@ -104,7 +108,29 @@ class Node:
         desired = Desired(
             document, document_digest, verified=verified and document is not None, manifests=self._manifests(observed)
         )
-        return desired, current(observed, choose(desired, observed, self.config), document)
+        choice = choose(desired, observed, self.config)
+        observed = current(observed, choice, document)
+        situation = Situation(desired, observed, self.config, now, choice)
+        if waits_for_quiet(situation):
+            observed = replace(observed, state=replace(observed.state, quiet=self._is_quiet(situation)))
+        return desired, observed
+
+    def _is_quiet(self, situation: Situation) -> bool | None:
+        """Whether what serves has nothing to do, as it says itself; None where it cannot say."""
+        serving, target = serving_instance(situation), situation.choice.target
+        if serving is None or target is None:
+            return None
+        adapters = self.adapters
+        backend, engine = adapters.backends[target.backend], adapters.engines[target.engine]
+        try:
+            connection = adapters.connect(backend, serving.name, adapters.run_folder / serving.name / SOCKET_NAME)
+            activity = engine.activity(connection)
+        except EngineUnreachable:
+            return None
+        if activity is not None:
+            return not (activity.running or activity.waiting)
+        counts = adapters.front.counts() if adapters.front is not None else None
+        return not (counts.in_flight or counts.held) if counts is not None else None
 
     def _manifests(self, observed: Observed) -> Mapping[str, ManifestDocument]:
         manifests: dict[str, ManifestDocument] = {}

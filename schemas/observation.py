@@ -213,6 +213,8 @@ class NodeState:
     """Why the store's file system cannot have the kernel refuse changed bytes (fs-verity); empty where it can."""
     front: Observation[FrontSeen] | None = None
     """None on a node without one."""
+    quiet: bool | None = field(default=None, compare=False)
+    """Whether what serves has nothing to do; None where nobody asked, or it cannot say."""
     interpreter: str = ""
     """What locked environments are installed for here: implementation, version and machine."""
     environments: Observation[Mapping[str, StoredEnvironment]] = field(default_factory=Absent)

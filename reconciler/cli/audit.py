@@ -33,7 +33,7 @@ EXPORT_LIMIT: Final = 2**29
     "--receipts",
     type=click.Path(exists=True, path_type=Path),
     metavar="DIR|FILE",
-    help="Audit an export, or every export (*.json) of a folder; no node is needed.",
+    help="Audit an export, or every export of a folder; no node is needed.",
 )
 @click.option("--node", "address", metavar="ADDRESS", help="With --receipts FILE: the node's address, as you know it.")
 @click.option("--export", "export", type=click.Path(dir_okay=False, path_type=Path), help="Write this node's receipts.")

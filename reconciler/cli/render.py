@@ -168,7 +168,8 @@ def _costs(plan: Plan) -> list[str]:
         "swap": "Serving is interrupted by one swap, after everything else has been secured.",
         "start": "Nothing serves before; the runtime is started.",
     }
-    return [*lines, downtime[cost.downtime]]
+    back = " What is stopped comes back afterwards: a second swap." if cost.back else ""
+    return [*lines, downtime[cost.downtime] + back]
 
 
 def status_text(status: NodeStatus, now: datetime) -> str:
