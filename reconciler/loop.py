@@ -166,12 +166,9 @@ class Reconciler:
         self._reporter = reporter
         self._last_pass: datetime | None = None
         self._published: NodeStatus | None = None
+        ports = node.adapters.ports
         self._signer = ReceiptSigner(
-            node.state,
-            node.config.identity,
-            node_id=node.node_id,
-            journal=node.journal,
-            ports=node.adapters.ports,
+            node.state, node.config.identity, node_id=node.node_id, journal=node.journal, ports=ports
         )
 
     def run_pass(self, *, expected: Plan | None = None, ignore_windows: bool = False) -> PassResult:
