@@ -316,6 +316,8 @@ class Demo:
         self.reconcile()
         self.check("tiny:v1 serves, with a receipt of its validation", self.serving() == "tiny:v1")
         self.check("the model is Active", self.model_state("tiny:v1") == "Active")
+        audit = self.run("audit")
+        self.check("the receipt is signed, and its chain holds", "1 signed" in audit and "The chain holds." in audit)
         self.say(f"asked for a completion through the front, the engine answers: {self.complete('Hello')!r}")
         self.run("plan", "--detailed-exitcode")
 

@@ -153,9 +153,10 @@ def _perform(action: Action, context: Context, journal: Journal, number: int, sn
             action,
             error,
             memory=context.memory,
-            accelerator=context.hardware.accelerator,
+            hardware=context.hardware,
             snapshot=snapshot,
             now=clock.now(),
+            instance=context.started,
         )
         text = f"{error.reason}: {error.message}"
         if context.adapters.ports.stop.is_set():

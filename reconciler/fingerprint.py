@@ -38,6 +38,8 @@ def fingerprint(observed: Observed) -> str:
         f"interpreter {state.interpreter}",
         f"environments {_environments(state.environments)}",
         f"good {memory.last_known_good.target.spec_digest if memory.last_known_good else ''}",
+        *((f"earlier {memory.earlier_good.target.spec_digest}",) if memory.earlier_good else ()),
+        *(f"retest {digest}" for digest in sorted(memory.retests)),
         *(f"check {digest}" for digest in sorted(memory.checks)),
         f"residue {bool(state.residue)}",
         f"suspended {memory.suspended}",

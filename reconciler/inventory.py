@@ -71,7 +71,6 @@ if TYPE_CHECKING:
 def facts(node: NodeConfig, observed: Observed) -> NodeFacts:
     """What the planner looks at on a node, as far as its status does not say it already."""
     state, memory = observed.state, observed.memory
-    good = memory.last_known_good
     return NodeFacts(
         # The owner's own mirrors say nothing about a plan, and may say more than others should read.
         policy=node.policy.model_copy(update={"sources": SourcePolicy.model_construct()}),
@@ -94,9 +93,9 @@ def facts(node: NodeConfig, observed: Observed) -> NodeFacts:
             StartsFacts(spec_digest=digest, at=tuple(_second(moment) for moment in at))
             for digest, at in sorted(memory.recent_starts.items())
         ),
-        last_known_good=GoodFacts(target=good.target, snapshot=good.snapshot, since=_second(good.since))
-        if good
-        else None,
+        last_known_good=_good(memory.last_known_good),
+        earlier_good=_good(memory.earlier_good),
+        retests=dict(memory.retests),
         applied=memory.applied,
         suspended=memory.suspended,
     )
@@ -141,6 +140,14 @@ def _receipt(item: Receipt) -> ReceiptFacts:
         issued_at=_second(item.issued_at),
         digest=item.digest,
     )
+
+
+def _good(item: LastKnownGood | None) -> GoodFacts | None:
+    return GoodFacts(target=item.target, snapshot=item.snapshot, since=_second(item.since)) if item else None
+
+
+def _seen_good(item: GoodFacts | None) -> LastKnownGood | None:
+    return LastKnownGood(item.target, item.snapshot, item.since) if item else None
 
 
 def _rejection(item: Rejection) -> RejectionFacts:
@@ -268,7 +275,6 @@ def _seen_model(item: StoredFacts) -> Observation[ModelSeen]:
 
 
 def _memory(status: NodeStatus, seen: NodeFacts) -> Memory:
-    good = seen.last_known_good
     return Memory(
         models={
             item.manifest: ModelRecord(
@@ -298,7 +304,9 @@ def _memory(status: NodeStatus, seen: NodeFacts) -> Memory:
         },
         # What a node publishes as its instances are those that its journal knows.
         intents=frozenset(one.intent for item in seen.backends.values() for one in item.instances),
-        last_known_good=LastKnownGood(good.target, good.snapshot, good.since) if good is not None else None,
+        last_known_good=_seen_good(seen.last_known_good),
+        earlier_good=_seen_good(seen.earlier_good),
+        retests=seen.retests,
         recent_starts={item.spec_digest: item.at for item in seen.starts},
         applied=seen.applied,
         suspended=seen.suspended,

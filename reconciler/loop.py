@@ -11,15 +11,21 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from reconciler.desired import Desired
 from reconciler.executor import execute
-from reconciler.memory import RESTART_WINDOW, DropCheck, Note
+from reconciler.kinds.base import Situation
+from reconciler.kinds.runtime import serving_instance
+from reconciler.kinds.validation import waits_for_quiet
+from reconciler.memory import RESTART_WINDOW, DropCheck, Note, VoidReceipts
 from reconciler.observe import observe
 from reconciler.planner import plan as make_plan
+from reconciler.proof import current
 from reconciler.published import read_status
-from reconciler.status import Finding, exit_code, summarise
+from reconciler.signing import LOCKED, ReceiptSigner
+from reconciler.status import Finding, exit_code, summarise, with_receipts
 from reconciler.target import choose
-from schemas.errors import MissingDocument, StalePlan
+from runtime.interfaces import SOCKET_NAME
+from schemas.errors import EngineUnreachable, MissingDocument, StalePlan
 from schemas.observation import Present, StoredModel, Unknown
-from schemas.status import FrontStatus, FrontStatusCounts
+from schemas.status import FrontStatus, FrontStatusCounts, ReceiptsStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,7 +108,29 @@ class Node:
         desired = Desired(
             document, document_digest, verified=verified and document is not None, manifests=self._manifests(observed)
         )
+        choice = choose(desired, observed, self.config)
+        observed = current(observed, choice, document)
+        situation = Situation(desired, observed, self.config, now, choice)
+        if waits_for_quiet(situation):
+            observed = replace(observed, state=replace(observed.state, quiet=self._is_quiet(situation)))
         return desired, observed
+
+    def _is_quiet(self, situation: Situation) -> bool | None:
+        """Whether what serves has nothing to do, as it says itself; None where it cannot say."""
+        serving, target = serving_instance(situation), situation.choice.target
+        if serving is None or target is None:
+            return None
+        adapters = self.adapters
+        backend, engine = adapters.backends[target.backend], adapters.engines[target.engine]
+        try:
+            connection = adapters.connect(backend, serving.name, adapters.run_folder / serving.name / SOCKET_NAME)
+            activity = engine.activity(connection)
+        except EngineUnreachable:
+            return None
+        if activity is not None:
+            return not (activity.running or activity.waiting)
+        counts = adapters.front.counts() if adapters.front is not None else None
+        return not (counts.in_flight or counts.held) if counts is not None else None
 
     def _manifests(self, observed: Observed) -> Mapping[str, ManifestDocument]:
         manifests: dict[str, ManifestDocument] = {}
@@ -138,6 +166,10 @@ class Reconciler:
         self._reporter = reporter
         self._last_pass: datetime | None = None
         self._published: NodeStatus | None = None
+        ports = node.adapters.ports
+        self._signer = ReceiptSigner(
+            node.state, node.config.identity, node_id=node.node_id, journal=node.journal, ports=ports
+        )
 
     def run_pass(self, *, expected: Plan | None = None, ignore_windows: bool = False) -> PassResult:
         """Bring the node to its desired state, as far as it can be done now.
@@ -161,6 +193,7 @@ class Reconciler:
         ignore_windows = ignore_windows or (expected is not None and expected.outside_window)
         for round_number in range(MAX_ROUNDS):
             desired, observed = node.look(accepted.digest if accepted else "")
+            self._void_what_is_stale(observed)
             plan = make_plan(desired, observed, node.config, ports.clock.now(), ignore_windows=ignore_windows)
             if round_number == 0:
                 self._count_running_time(now, observed)
@@ -196,6 +229,11 @@ class Reconciler:
         status, code = self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
         return PassResult(status, code, tuple(outcomes), plan, drifted, downtime)
 
+    def _void_what_is_stale(self, observed: Observed) -> None:
+        """Record what the look has found: proof of what has changed since counts no longer, whatever is done next."""
+        void = [VoidReceipts(item.manifest, item.cause, item.subject) for item in observed.memory.stale]
+        self._node.journal.apply(void, self._node.adapters.ports.clock.now())
+
     def _drop_idle_checks(self, observed: Observed) -> None:
         """Forget that somebody wants a model to be hashed that is no longer stored: there is nothing to hash."""
         stored = {
@@ -207,17 +245,19 @@ class Reconciler:
         self._node.journal.apply([DropCheck(digest) for digest in gone], self._node.adapters.ports.clock.now())
 
     def idle(self, stop: Stop) -> bool:
-        """Spend time in which nothing is due on looking for bit rot.
+        """Spend time in which nothing is due on signing receipts, then on looking for bit rot.
 
         Args:
             stop: ends it soon.
 
         Returns:
-            Whether something was found that a pass has to look at.
+            Whether there is something that a pass has to look at, or to publish.
 
         Raises:
             DownloadFailed: the disk failed.
         """
+        if self._signer.run(stop):
+            return True
         node = self._node
         settings = node.config.models.scrub
         while settings.rate and not stop.is_set():
@@ -232,6 +272,24 @@ class Reconciler:
             if found.bad:
                 return True
         return False
+
+    def sign(self, result: PassResult, stop: Stop) -> PassResult:
+        """Sign the receipts of a pass that no other will follow soon, and publish that they are.
+
+        Args:
+            result: how the pass ended.
+            stop: ends it early.
+        """
+        signed = self._signer.run(stop)
+        status = with_receipts(result.status, self._receipts(), signed=signed)
+        self._publish(status)
+        return replace(result, status=status)
+
+    def _receipts(self) -> ReceiptsStatus:
+        journal = self._node.journal
+        return ReceiptsStatus(
+            statements=journal.chain.last_number(), pending=journal.chain.pending(), locked=journal.fact(LOCKED)[:4096]
+        )
 
     def _conclude(
         self,
@@ -265,6 +323,8 @@ class Reconciler:
             previous=self._previous(),
             now=node.adapters.ports.clock.now(),
             front=front_status(node.adapters.front, observed.state.front),
+            receipts=self._receipts(),
+            every={spec.manifest.digest: spec.validation.every for spec in choice.serve},
         )
         status = summarise(finding)
         self._publish(status)

@@ -175,9 +175,10 @@ def _images(
     if document is not None and assignment is not None:
         runtime = next(runtime for runtime in document.spec.runtimes if runtime.name == assignment.runtime)
         asked.update(((name, image.ref), None) for name in containers for image in runtime.images)
-    good = memory.last_known_good
-    if good is not None and good.target.image is not None and good.target.backend in backends:
-        asked[good.target.backend, good.target.image] = None
+    # What was good before the last known good matters only where something was rejected.
+    for good in (memory.last_known_good, memory.earlier_good if memory.rejections else None):
+        if good is not None and good.target.image is not None and good.target.backend in backends:
+            asked[good.target.backend, good.target.image] = None
     return {f"{name}/{ref}": _image(backends[name], ref) for name, ref in asked}
 
 

@@ -8,6 +8,7 @@ from reconciler.fingerprint import fingerprint
 from reconciler.kinds.base import Draft, Situation
 from reconciler.kinds.registry import KINDS
 from reconciler.target import choose
+from reconciler.trial import detour
 from schemas.plan import (
     ArchiveModel,
     Cost,
@@ -43,7 +44,7 @@ def plan(
         now: the time at which holds, windows and retests are judged.
         ignore_windows: a person at the node wants changes now, whatever the maintenance windows say.
     """
-    choice = choose(desired, observed, node)
+    choice = detour(choose(desired, observed, node), desired, observed, now, ignore_windows=ignore_windows)
     situation = Situation(desired, observed, node, now, choice, ignore_windows)
     draft = Draft(held=list(choice.held), trace=list(choice.trace))
     if not observed.memory.suspended:
@@ -164,4 +165,5 @@ def _cost(situation: Situation, actions: tuple[Action, ...]) -> Cost:
         disk=disk,
         disk_free=situation.observed.state.hardware.disk_free,
         downtime="swap" if starts and stops else "start" if starts else "none",
+        back=any(isinstance(action, StartInstance) and action.role == "trial" for action in actions),
     )

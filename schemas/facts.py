@@ -141,6 +141,10 @@ class NodeFacts(Frozen):
     holds: tuple[HoldFacts, ...] = ()
     starts: tuple[StartsFacts, ...] = ()
     last_known_good: GoodFacts | None = None
+    earlier_good: GoodFacts | None = None
+    """What served before it."""
+    retests: dict[str, Text] = {}
+    """By manifest digest: models whose answers are in doubt, and why."""
     applied: Text = ""
     """Digest of the snapshot that the node last converged to."""
     suspended: Text = ""

@@ -154,7 +154,8 @@ class StartInstance(_Action):
 
     kind: Literal["start-instance"] = "start-instance"
     target: ServingTarget
-    role: Literal["desired", "last-known-good"]
+    role: Literal["desired", "last-known-good", "trial"]
+    """`trial`: only to be validated; what serves comes back."""
 
 
 class ValidateModel(_Action):
@@ -162,7 +163,7 @@ class ValidateModel(_Action):
 
     kind: Literal["validate-model"] = "validate-model"
     target: ServingTarget
-    role: Literal["desired", "last-known-good"]
+    role: Literal["desired", "last-known-good", "trial"]
     snapshot: Digest
     """The snapshot that wants it."""
 
@@ -248,6 +249,8 @@ class Cost(Frozen):
     """Free disk when the plan was made, bytes."""
     downtime: Literal["none", "swap", "start"] = "none"
     """Whether serving is interrupted: `swap` stops one and starts another; `start` has nothing serving before."""
+    back: bool = False
+    """Whether what is stopped comes back afterwards, which is a second swap: a first validation."""
 
 
 class Plan(Document):

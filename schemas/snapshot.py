@@ -403,6 +403,14 @@ class Windows(Frozen):
     """Signed by the operators: this snapshot ignores the windows."""
 
 
+class ValidationPolicy(Frozen):
+    """Validation inference."""
+
+    installed: bool = False
+    """Whether models that are assigned and not served are validated as well: each is a swap there and one back, made
+    in a swap window and a quiet moment. Without it they are `Pending` until they serve."""
+
+
 class Policy(Frozen):
     """Rules of the network for every node."""
 
@@ -416,6 +424,8 @@ class Policy(Frozen):
     """Clean-up."""
     windows: Windows = Windows.model_construct()
     """Maintenance windows."""
+    validation: ValidationPolicy = ValidationPolicy.model_construct()
+    """Validation inference."""
 
 
 # --- the document -------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def run_pass(*, config_file: str | None, watch: bool, interval: int | None, igno
     with _state(config).lock():
         _serve_imports(config, wake)
         with _opened(config, wake, as_json=as_json) as (reconciler, _):
-            result = reconciler.run_pass(ignore_windows=ignore_window)
+            result = reconciler.sign(reconciler.run_pass(ignore_windows=ignore_window), wake)
     _report(result, as_json=as_json)
     return result.exit_code
 
@@ -276,7 +276,7 @@ def apply(file: str, config_file: str | None, as_json: bool) -> None:
     wake = Wake()
     wake.on_signals()
     with _state(config).lock(), _opened(config, wake, as_json=as_json) as (reconciler, _):
-        result = reconciler.run_pass(expected=expected)
+        result = reconciler.sign(reconciler.run_pass(expected=expected), wake)
     _report(result, as_json=as_json)
     sys.exit(result.exit_code)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.cli.console import duration, paint, relative_time, size, table
+from reconciler.cli.console import duration, paint, plural, relative_time, size, table
 from schemas.digests import short
 from schemas.plan import (
     Action,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.journal import Event, PassRecord
-    from schemas.status import FrontStatus, NodeStatus, StoreStatus
+    from schemas.status import FrontStatus, NodeStatus, ReceiptStatus, StoreStatus
 
 _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     DownloadModel: ("+", "download"),
@@ -168,7 +168,8 @@ def _costs(plan: Plan) -> list[str]:
         "swap": "Serving is interrupted by one swap, after everything else has been secured.",
         "start": "Nothing serves before; the runtime is started.",
     }
-    return [*lines, downtime[cost.downtime]]
+    back = " What is stopped comes back afterwards: a second swap." if cost.back else ""
+    return [*lines, downtime[cost.downtime] + back]
 
 
 def status_text(status: NodeStatus, now: datetime) -> str:
@@ -179,6 +180,11 @@ def status_text(status: NodeStatus, now: datetime) -> str:
         f"Snapshot  {_snapshot_line(status, now)}",
         f"Serving   {_serving_line(status, now)}",
     ]
+    if status.serving is not None and status.serving.proof is not None:
+        lines.append(f"Receipt   {_proof_line(status.serving.proof, now)}")
+    if status.receipts is not None and status.receipts.pending:
+        why = f": {status.receipts.locked}" if status.receipts.locked else ", which follow while the node rests"
+        lines.append(f"Unsigned  {plural(status.receipts.pending, 'receipt')} without the node's signature{why}")
     if status.front is not None:
         lines.append(f"Front     {_front_line(status.front)}")
     if status.serving is not None:
@@ -262,6 +268,17 @@ def _serving_line(status: NodeStatus, now: datetime) -> str:
     since = f", since {relative_time(seen.since, now)}" if seen.since else ""
     proof = f"receipt {short(seen.receipt)}" if seen.receipt else paint("no receipt", "red")
     return f"{paint(seen.model, 'bold')} on {seen.engine} ({seen.backend}), {seen.health}, {proof}{since}"
+
+
+def _proof_line(proof: ReceiptStatus, now: datetime) -> str:
+    signed = "signed" if proof.signed else paint("not signed yet", "yellow")
+    strength = f", by {proof.strength}" if proof.strength else ""
+    line = f"number {proof.number}, {relative_time(proof.issued_at, now)}{strength}, {signed}"
+    if proof.retest_from is None or proof.retest_by is None:
+        return line
+    if now >= proof.retest_from:
+        return f"{line}; retest in the next quiet moment, by {proof.retest_by:%Y-%m-%d %H:%M}Z"
+    return f"{line}; next retest {relative_time(proof.retest_from, now)}, by {proof.retest_by:%Y-%m-%d %H:%M}Z"
 
 
 def _front_line(front: FrontStatus) -> str:

@@ -108,6 +108,7 @@ def build_node(
         progress: told about bytes.
         overlay: documents of a candidate that is only looked at.
     """
+    from reconciler.chain import Issuer
     from reconciler.documents import JournalDocuments
     from reconciler.identity import node_address
     from reconciler.kinds.base import Adapters
@@ -120,6 +121,7 @@ def build_node(
     state = StateDir(Path(config.state_dir))
     node_id = node_address(state)
     documents = JournalDocuments(journal, overlay)
+    journal.chain.issuer = Issuer(config.network, node_id, agent_version())
     adapters = Adapters(
         ports=ports,
         store=build_store(config, ports),

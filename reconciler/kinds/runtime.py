@@ -85,9 +85,9 @@ def serving_instance(situation: Situation) -> Instance | None:
 def _is_tainted(situation: Situation, item: Instance, target: ServingTarget) -> bool:
     """Whether the model failed a check after the instance was started: it may have mapped wrong bytes (I2)."""
     record = situation.observed.memory.models.get(target.manifest)
-    if record is None or item.started_at is None or record.state not in ("Failed", "Pending"):
+    if record is None or item.started_at is None or record.doubted_at is None:
         return False
-    return item.started_at < record.since
+    return item.started_at < record.doubted_at
 
 
 def _stop_withdrawn(situation: Situation, draft: Draft, ours: Sequence[Instance]) -> None:
@@ -106,8 +106,11 @@ def _settle_without_target(situation: Situation, draft: Draft, ours: Sequence[In
         draft.explain("runtime", "nothing is assigned to this node: what runs is kept")
         return
     good = situation.observed.memory.last_known_good
+    receipts = {receipt.intent for receipt in situation.observed.memory.receipts}
     for item in ours:
-        proven = good is not None and item.spec_digest == good.target.spec_digest and item.status == "running"
+        good_spec = good is not None and item.spec_digest == good.target.spec_digest
+        # One that has failed its retest is the last known good by name only.
+        proven = good_spec and item.status == "running" and item.intent in receipts
         if not proven and not _is_planned(draft, item):
             draft.actions.append(_stop(item, "it is not approved, and there is nothing to go back to", 0, ()))
 
@@ -141,7 +144,7 @@ def _settle(
             cause=_why_started(situation, dead, stops),
             needs=(*draft.staging, *(stop.id for stop in (*clean_up, *stops))),
             target=target,
-            role="last-known-good" if situation.choice.role == "last-known-good" else "desired",
+            role="desired" if situation.choice.role == "none" else situation.choice.role,
         )
     )
 
@@ -160,7 +163,10 @@ def _may_start(situation: Situation, draft: Draft, target: ServingTarget, *, ser
     if draft.blocked:
         draft.explain("runtime", "waits for what it needs: what serves goes on")
         return False
-    swaps = serving and situation.choice.role == "desired"
+    good = memory.last_known_good
+    # Coming back to what has served is no change that would have to wait.
+    back = good is not None and good.target.spec_digest == target.spec_digest
+    swaps = serving and situation.choice.role == "desired" and not back
     return not (swaps and waits(situation, draft, "swap", "runtime", "the swap waits for its window"))
 
 
@@ -198,6 +204,8 @@ def _why_replaced(situation: Situation, item: Instance, target: ServingTarget) -
     if situation.choice.role == "last-known-good":
         held = situation.choice.held[0] if situation.choice.held else None
         return f"goes back to {target.model}" + (f": {held.reason}" if held else "")
+    if situation.choice.role == "trial":
+        return f"makes room for the first validation of {target.model}, and comes back"
     if item.spec_digest == target.spec_digest:
         return "its model failed a check after it was started"
     return f"{target.model} should serve instead"
@@ -206,6 +214,8 @@ def _why_replaced(situation: Situation, item: Instance, target: ServingTarget) -
 def _why_started(situation: Situation, dead: Sequence[Instance], stops: Sequence[StopInstance]) -> str:
     if situation.choice.role == "last-known-good":
         return "the last known good comes back"
+    if situation.choice.role == "trial":
+        return "it is installed and has never been validated; the policy asks for it"
     if stops:
         return "the snapshot wants it to serve"
     if dead:

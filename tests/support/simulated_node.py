@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from reconciler.chain import Issuer
 from reconciler.journal import Accepted, Journal, StoredDocument
 from reconciler.kinds.base import Adapters
 from reconciler.loop import Node, PassResult, Reconciler
@@ -248,6 +249,7 @@ class SimulatedNode:
         state = StateDir(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(state.journal)
+        self.journal.chain.issuer = Issuer("testnet", NODE_ID, "0.1.0")
         self.journal.close_interrupted(self.clock.now())
         ports = Ports(
             clock=self.clock,
