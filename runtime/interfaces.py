@@ -207,6 +207,19 @@ class EngineConnection(Protocol):
         """
         ...
 
+    def read(self, path: str, *, timeout: float, limit: int = 2**22) -> str:
+        """Get a text, which need not be JSON; only status 200 is an answer.
+
+        Args:
+            path: absolute path.
+            timeout: seconds for the whole exchange.
+            limit: bytes of the answer.
+
+        Raises:
+            EngineUnreachable: as for `request`, or not UTF-8.
+        """
+        ...
+
     def peer(self, *, timeout: float) -> int:
         """The process that listens on the socket, after the checks that every request makes.
 
@@ -217,6 +230,19 @@ class EngineConnection(Protocol):
             EngineUnreachable: no socket, not ours, refused, or too slow.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What an engine says that it is doing, in one answer's time."""
+
+    running: int
+    """Requests that it is working on."""
+    waiting: int
+    """Requests that it has accepted and not begun."""
+    tokens: int
+    """Tokens read and written since it started, those of unfinished requests included as far as it says. Only that it
+    moves means anything: an engine with `running` requests whose count stands still makes no progress."""
 
 
 class Engine(Protocol):
@@ -245,6 +271,14 @@ class Engine(Protocol):
 
         Raises:
             EngineUnreachable: the socket does not answer (yet).
+        """
+        ...
+
+    def activity(self, connection: EngineConnection) -> Activity | None:
+        """What it is doing, as it reports itself; None from an engine that has no way to say.
+
+        Raises:
+            EngineUnreachable: it does not answer, or not with numbers: one that hangs may still say that it is well.
         """
         ...
 

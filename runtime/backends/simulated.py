@@ -37,6 +37,8 @@ class SimulatedEngineRoom:
     """Restrictions that this room is said not to enforce."""
     bad_starts: set[str] = field(default_factory=set)
     """Models (`name:version`) whose engine ends while starting."""
+    activities: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """By instance: requests running and waiting, tokens so far. Nothing is being done where nothing is said."""
     most_running: int = 0
     """Most instances that ever ran at the same time: what I3 is about."""
 

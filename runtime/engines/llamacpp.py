@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from runtime.engines.answers import token_ids
+from runtime.engines.answers import count, metrics, token_ids
 from runtime.engines.installation import beside_agent
-from runtime.interfaces import Launch
+from runtime.interfaces import Activity, Launch
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.snapshot import LlamaCppArgs
 
@@ -88,6 +88,24 @@ class LlamaCppEngine:
         answer = connection.request("GET", "/health", timeout=HEALTH_SECONDS)
         return isinstance(answer, dict) and answer.get("status") == "ok"
 
+    def activity(self, connection: EngineConnection) -> Activity:
+        """What it is doing, by its metrics and its slots.
+
+        Both are answered by the loop that computes, so that one that hangs does not answer. The metrics count a request
+        that has ended; what is under way is seen in its slot: tokens read until the first is written, then those
+        written.
+
+        Raises:
+            EngineUnreachable: it does not answer, or not with numbers.
+        """
+        names = ("requests_processing", "requests_deferred", "prompt_tokens_total", "tokens_predicted_total")
+        page = connection.read("/metrics", timeout=HEALTH_SECONDS)
+        running, waiting, read, written = metrics(page, [f"llamacpp:{name}" for name in names], asked="/metrics")
+        slots = connection.request("GET", "/slots", timeout=HEALTH_SECONDS)
+        if not isinstance(slots, list):
+            raise EngineUnreachable("/slots answered without a list of slots")
+        return Activity(running, waiting, read + written + sum(_under_way(slot) for slot in slots))
+
     def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """Token ids of a rendered conversation, exactly as the chat endpoint would feed them to the model.
 
@@ -122,3 +140,12 @@ class LlamaCppEngine:
         timeout = RENDER_SECONDS + len(prompt) * PROMPT_TOKEN_SECONDS + tokens * TOKEN_SECONDS
         answer = connection.request("POST", "/completion", question, timeout=timeout)
         return token_ids(answer, "tokens", asked="/completion", at_most=tokens)
+
+
+def _under_way(slot: JsonValue) -> int:
+    """Tokens that a slot has read, or has written since; 0 for one without a request."""
+    if not isinstance(slot, dict) or slot.get("is_processing") is not True:
+        return 0
+    written = slot.get("next_token")
+    begun = count(written[0], "n_decoded", asked="/slots") if isinstance(written, list) and written else 0
+    return begun or count(slot, "n_prompt_tokens_processed", asked="/slots")

@@ -6,9 +6,9 @@ import sys
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from runtime.engines.answers import token_ids
+from runtime.engines.answers import metrics, token_ids
 from runtime.engines.installation import beside_agent
-from runtime.interfaces import Launch
+from runtime.interfaces import Activity, Launch
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.snapshot import VllmArgs
 
@@ -110,6 +110,19 @@ class VllmEngine:
         """
         answer = connection.request("GET", "/v1/models", timeout=HEALTH_SECONDS)
         return isinstance(answer, dict) and bool(answer.get("data"))
+
+    def activity(self, connection: EngineConnection) -> Activity:
+        """What it is doing, by its metrics, which the server answers from what the engine behind it said last.
+
+        A prompt counts when it has been read to its end: a long one stands still meanwhile.
+
+        Raises:
+            EngineUnreachable: it does not answer, or not with numbers.
+        """
+        names = ("num_requests_running", "num_requests_waiting", "prompt_tokens_total", "generation_tokens_total")
+        page = connection.read("/metrics", timeout=HEALTH_SECONDS)
+        running, waiting, read, written = metrics(page, [f"vllm:{name}" for name in names], asked="/metrics")
+        return Activity(running, waiting, read + written)
 
     def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """Token ids of a rendered conversation, exactly as the chat endpoint would feed them to the model.

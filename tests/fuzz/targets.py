@@ -32,6 +32,7 @@ from reconciler.published import read_status
 from reconciler.state_dir import StateDir
 from runtime import connection
 from runtime.engines.llamacpp import LlamaCppEngine
+from runtime.engines.vllm import VllmEngine
 from runtime.host import DurableFiles, SystemClock, host_ports
 from runtime.interfaces import Model
 from runtime.models import formats, http_source, pieces, records, sources
@@ -383,8 +384,17 @@ class Engine:
         """Answer."""
         return connection._json(self.content, f"{method} {path} {body is None}")
 
+    def read(self, path: str, **_: Any) -> str:
+        """Answer, as a text."""
+        return self.content.decode(errors="replace")
 
-@target(b'{"status": "ok", "prompt": "x", "tokens": [1, 2]}', b'{"tokens": [-1, true, 1e400]}', b"[" * 200)
+
+@target(
+    b'{"status": "ok", "prompt": "x", "tokens": [1, 2]}',
+    b'{"tokens": [-1, true, 1e400]}',
+    b"[" * 200,
+    b'vllm:num_requests_running{engine="0"} 1e300\nllamacpp:requests_processing 1e\n',
+)
 def engine_answer(content: bytes) -> None:
     """What an engine answers on its socket."""
     engine, answering = LlamaCppEngine(), Engine(content)
@@ -392,6 +402,8 @@ def engine_answer(content: bytes) -> None:
         lambda: engine.ready(answering),
         lambda: engine.render(answering, ()),
         lambda: engine.greedy(answering, (1,), tokens=4),
+        lambda: engine.activity(answering),
+        lambda: VllmEngine().activity(answering),
     ):
         with suppress(ReconcileError):
             ask()
