@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.kinds.base import Kind, waits
 from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW, Note
 from reconciler.target import withdrawn
+from runtime import logs
 from runtime.interfaces import SOCKET_NAME, InstanceSpec
 from runtime.starting import start_instance
 from schemas.errors import BackendUnavailable, StartFailed
@@ -293,11 +294,12 @@ def _perform_start(action: StartInstance, context: Context) -> Changes:
 
 
 def _sweep(adapters: Adapters, network: str) -> None:
-    """Remove socket folders of instances that an agent died before creating, or before forgetting (I7)."""
+    """Remove what is left of instances that are gone: socket folders (I7), and the oldest logs."""
     try:
         known = {instance.name for backend in adapters.backends.values() for instance in backend.list()}
     except BackendUnavailable:
         return  # whose they are cannot be told now (I3)
+    logs.prune(adapters.log_folder, known, adapters.ports.files)
     for folder in adapters.run_folder.glob(instance_name(network, "*")):
         # A mounted one is the backend's to release first.
         if folder.name not in known and not folder.is_mount():

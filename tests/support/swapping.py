@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from schemas.snapshot import SnapshotDocument
 
 PROMPTS = ("Hello", "one two three", "La la la", "?")
-WEAKER = ("filesystem", "memory", "network", "pids", "user")
+WEAKER = ("cpu", "filesystem", "memory", "network", "pids", "shm", "socket-size", "user")
 TOKENS = 6
 
 
