@@ -17,6 +17,7 @@ from reconciler.planner import plan as make_plan
 from reconciler.published import read_status
 from reconciler.status import Finding, exit_code, summarise
 from reconciler.target import choose
+from runtime.interfaces import SOCKET_NAME
 from schemas.errors import MissingDocument, StalePlan
 from schemas.observation import Present, StoredModel, Unknown
 from schemas.status import FrontStatus, FrontStatusCounts
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
     from reconciler.kinds.base import Adapters
     from reconciler.state_dir import StateDir
     from reconciler.status import SourceReport
-    from runtime.interfaces import Front, HardwareProbe
+    from runtime.interfaces import Backend, Front, HardwareProbe
     from schemas.manifest import ManifestDocument
     from schemas.node import NodeConfig
-    from schemas.observation import FrontSeen, Observation, Observed
+    from schemas.observation import FrontSeen, Instance, Observation, Observed
     from schemas.plan import Action, Plan
     from schemas.ports import Stop
     from schemas.status import NodeStatus
+    from schemas.target import ServingTarget
 
 MAX_ROUNDS: Final = 12
 """Rounds of one pass. A swap with its way back takes three; more than this is a fault of ours, and ends the pass."""
@@ -98,11 +100,19 @@ class Node:
             store=self.adapters.store,
             environments=self.adapters.environments,
             front=self.adapters.front,
+            judge=self._judge,
         )
         desired = Desired(
             document, document_digest, verified=verified and document is not None, manifests=self._manifests(observed)
         )
         return desired, observed
+
+    def _judge(self, backend: Backend, item: Instance, target: ServingTarget) -> Instance:
+        engine = self.adapters.engines.get(target.engine)
+        if engine is None or self.adapters.health is None:
+            return item
+        connection = self.adapters.connect(backend, item.name, self.adapters.run_folder / item.name / SOCKET_NAME)
+        return self.adapters.health.look(item, engine, connection, stall=target.timeouts.stall)
 
     def _manifests(self, observed: Observed) -> Mapping[str, ManifestDocument]:
         manifests: dict[str, ManifestDocument] = {}

@@ -119,7 +119,9 @@ def _settle(
     surplus = [item for item in ours if item is not keep and not _is_planned(draft, item)]
     dead = [item for item in surplus if not _is_serving(item)]
     alive = [item for item in surplus if _is_serving(item)]
-    clean_up = [_stop(item, _why_dead(item), 0, ()) for item in dead]
+    clean_up = [
+        _stop(item, _why_dead(item), 0, ()).model_copy(update={"failed": item.status != "created"}) for item in dead
+    ]
     if keep is not None:
         draft.actions.extend(clean_up)
         draft.actions.extend(_stop(item, "one runtime per node: another instance serves", 0, ()) for item in alive)
@@ -240,6 +242,11 @@ def _perform_stop(action: StopInstance, context: Context) -> Changes:
     message = f"{action.instance} was stopped: {action.cause}"
     if left:
         message += f"; {left} requests had not been answered within {action.drain} s, and were cut"
+    if action.failed:
+        message = (
+            f"{action.instance} failed: {action.cause}; what it printed is kept (`reconcile logs {action.instance}`)"
+        )
+        return (Note("Warning", "InstanceFailed", message, subject=action.instance),)
     return (Note("Normal", "InstanceStopped", message, subject=action.instance),)
 
 

@@ -14,6 +14,7 @@ from reconciler.cli.wiring import _connect
 from runtime.backends.native import NativeBackend
 from runtime.engines.llamacpp import LlamaCppEngine
 from runtime.front.keeper import FrontKeeper, FrontSettings
+from runtime.health import HealthWatch
 from runtime.host import SystemClock, host_ports
 from runtime.models.simulated import SimulatedModelStore, SimulatedShelf
 from runtime.validation.record import record
@@ -22,7 +23,7 @@ from schemas.probe import ProbeDocument, Provenance
 from tests.support.builders import NODE_ID, assignment, manifest_digest, model, node, runtime, snapshot
 from tests.support.engines import NativeNode, small
 from tests.support.front import PATIENCE, dial, eventually
-from tests.support.simulated_node import LiteralDocuments, SimulatedNode
+from tests.support.simulated_node import LiteralDocuments, SimulatedNode, SteppingClock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +84,8 @@ class SwappingNode(SimulatedNode):
         """
         self.models = dict(zip(("a:v1", "b:v1"), models, strict=True))
         self.real_clock = FleetingClock()
+        self.health_clock = SteppingClock()
+        """By which instances stand still: a test need not wait until they have for long."""
         self.answers: dict[tuple[str, str], str] = {}
         """By model and prompt: what the engine answers when it is asked directly."""
         self.sequence = 0
@@ -125,18 +128,24 @@ class SwappingNode(SimulatedNode):
             engines={"llamacpp": LlamaCppEngine()},
             connect=_connect,
             front=self.keeper,
+            health=HealthWatch(self.health_clock),
         )
         self.node = replace(self.node, adapters=adapters)
         self.reconciler._node = self.node
 
-    def wish(self, key: str) -> SnapshotDocument:
-        """The next snapshot: one of the models serves."""
+    def wish(self, key: str, **fields: Any) -> SnapshotDocument:
+        """The next snapshot: one of the models serves.
+
+        Args:
+            key: `name:version`.
+            fields: of the runtime that differ.
+        """
         self.sequence += 1
         self.real_clock.ahead += timedelta(minutes=11)
         native = LlamaCppEngine().native()
         assert native is not None
         allowed = {"allowUnenforced": WEAKER}
-        spec = runtime(version=native.version, isolation=allowed, engineArgs=json.loads(small().to_json()))  # type: ignore[attr-defined]
+        spec = runtime(version=native.version, isolation=allowed, engineArgs=json.loads(small().to_json()), **fields)  # type: ignore[attr-defined]
         return snapshot(
             models=tuple(model(name[0]) for name in self.models),
             runtimes=(spec,),
