@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import threading
+import uuid
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from runtime.models.simulated import SimulatedModelStore, SimulatedShelf
 from runtime.validation.record import record
 from schemas.errors import EngineUnreachable
 from schemas.probe import ProbeDocument, Provenance
-from tests.support.builders import NODE_ID, assignment, manifest_digest, model, node, runtime, snapshot
+from tests.support.builders import assignment, manifest_digest, model, node, runtime, snapshot
 from tests.support.engines import NativeNode, small
 from tests.support.front import PATIENCE, dial, eventually
 from tests.support.simulated_node import LiteralDocuments, SimulatedNode, SteppingClock
@@ -84,6 +85,8 @@ class SwappingNode(SimulatedNode):
         """
         self.models = dict(zip(("a:v1", "b:v1"), models, strict=True))
         self.real_clock = FleetingClock()
+        # Processes of the host are found by it: tests that run at the same time must not meet.
+        self.mark = uuid.uuid4().hex
         self.health_clock = SteppingClock()
         """By which instances stand still: a test need not wait until they have for long."""
         self.answers: dict[tuple[str, str], str] = {}
@@ -124,7 +127,7 @@ class SwappingNode(SimulatedNode):
             self.node.adapters,
             ports=ports,
             store=Shelf(self.shelf, self.folders),
-            backends={"native": NativeBackend(run, network="testnet", node_id=NODE_ID, ports=ports)},
+            backends={"native": NativeBackend(run, network="testnet", node_id=self.mark, ports=ports)},
             engines={"llamacpp": LlamaCppEngine()},
             connect=_connect,
             front=self.keeper,
