@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECONCILE = Path(sys.executable).with_name("reconcile")
 OPERATORS = ("alice", "bob", "carol")
 SIGNERS = ("alice", "bob")
-NATIVE_IS_WEAKER = ("filesystem", "memory", "network", "pids", "user")
+NATIVE_IS_WEAKER = ("cpu", "filesystem", "memory", "network", "pids", "shm", "socket-size", "user")
 """What a plain process is not kept from; snapshot and node both have to allow it."""
 
 SHOWN = ("Wrote", "Signed", "Network", "Pin", "Address")

@@ -49,7 +49,11 @@ def fingerprint(observed: Observed) -> str:
 
 def _backend(seen: Observation[tuple[Instance, ...]]) -> str:
     if isinstance(seen, Present):
-        return " ".join(f"{item.name}={item.status}/{item.health}/{item.spec_digest}" for item in seen.value)
+        # Well, or not known to be otherwise: they lead to the same decision, and change with every request.
+        return " ".join(
+            f"{item.name}={item.status}/{'unhealthy' if item.health == 'unhealthy' else 'well'}/{item.spec_digest}"
+            for item in seen.value
+        )
     return _other(seen)
 
 

@@ -37,13 +37,14 @@ if TYPE_CHECKING:
     from reconciler.kinds.base import Adapters
     from reconciler.state_dir import StateDir
     from reconciler.status import SourceReport
-    from runtime.interfaces import Front, HardwareProbe
+    from runtime.interfaces import Backend, Front, HardwareProbe
     from schemas.manifest import ManifestDocument
     from schemas.node import NodeConfig
-    from schemas.observation import FrontSeen, Observation, Observed
+    from schemas.observation import FrontSeen, Instance, Observation, Observed
     from schemas.plan import Action, Plan
     from schemas.ports import Stop
     from schemas.status import NodeStatus
+    from schemas.target import ServingTarget
 
 MAX_ROUNDS: Final = 12
 """Rounds of one pass. A swap with its way back takes three; more than this is a fault of ours, and ends the pass."""
@@ -104,6 +105,7 @@ class Node:
             store=self.adapters.store,
             environments=self.adapters.environments,
             front=self.adapters.front,
+            judge=self._judge,
         )
         desired = Desired(
             document, document_digest, verified=verified and document is not None, manifests=self._manifests(observed)
@@ -131,6 +133,13 @@ class Node:
             return not (activity.running or activity.waiting)
         counts = adapters.front.counts() if adapters.front is not None else None
         return not (counts.in_flight or counts.held) if counts is not None else None
+
+    def _judge(self, backend: Backend, item: Instance, target: ServingTarget) -> Instance:
+        engine = self.adapters.engines.get(target.engine)
+        if engine is None or self.adapters.health is None:
+            return item
+        connection = self.adapters.connect(backend, item.name, self.adapters.run_folder / item.name / SOCKET_NAME)
+        return self.adapters.health.look(item, engine, connection, stall=target.timeouts.stall)
 
     def _manifests(self, observed: Observed) -> Mapping[str, ManifestDocument]:
         manifests: dict[str, ManifestDocument] = {}

@@ -290,8 +290,8 @@ def _serving_status(finding: Finding, target: ServingTarget, instance: Instance)
         backend=target.backend,
         instance=instance.name,
         socket=str(finding.run_folder / instance.name / SOCKET_NAME),
-        # A receipt is a sign of health that no process state can give.
-        health="healthy" if receipt is not None and instance.health == "unknown" else instance.health,
+        # A receipt is a sign of health that no process state can give, unless something is wrong since.
+        health=instance.health if receipt is None or instance.health != "unknown" or instance.detail else "healthy",
         since=instance.started_at.replace(microsecond=0) if instance.started_at else None,
         receipt=receipt.digest if receipt else None,
         proof=_proof(finding, target, receipt) if receipt else None,

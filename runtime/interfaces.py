@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pydantic import JsonValue
@@ -158,6 +158,20 @@ class Backend(Protocol):
 
     def output(self, name: str, *, limit: int) -> str:
         """The last `limit` bytes of what the instance printed, as far as known; for error messages."""
+        ...
+
+    def printed(self, name: str, *, lines: int, follow: bool, stop: Stop) -> Iterator[bytes]:
+        """What the instance printed, over rotations of its log; nothing for an instance that is not there.
+
+        Args:
+            name: of the instance.
+            lines: how many of the last lines to begin with.
+            follow: go on as it is printed, until the instance ends.
+            stop: ends the following.
+
+        Raises:
+            BackendUnavailable.
+        """
         ...
 
     def is_peer(self, name: str, pid: int) -> bool:

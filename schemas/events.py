@@ -42,6 +42,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "EnvironmentInstalled": "A native environment was installed from its lock.",
         "EnvironmentRemoved": "A native environment that nothing needs was removed.",
         "InstanceStarted": "An engine was started, and is ready.",
+        "InstanceFailed": "An engine ended, or went bad, by itself; with its exit code, signal or what is wrong.",
         "InstanceStopped": "An engine was stopped, and removed.",
         "FrontStarted": "The front takes clients.",
         "FrontRouted": "The front leads requests to an instance that has been validated.",

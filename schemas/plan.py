@@ -147,6 +147,8 @@ class StopInstance(_Action):
     intent: Text
     spec_digest: Digest
     drain: Duration
+    failed: bool = False
+    """It ended, or went bad, by itself: `cause` has its exit code, signal, or what is wrong with it."""
 
 
 class StartInstance(_Action):

@@ -136,7 +136,7 @@ class Timeouts(Frozen):
     drain: Duration = 30
     """How long requests in flight may take before a stop."""
     stall: Duration = 60
-    """Starting without any sign of progress for this long is a failure."""
+    """Starting, or having requests, without any sign of progress for this long is a failure."""
 
 
 class LlamaCppArgs(Frozen):

@@ -47,6 +47,7 @@ SECTIONS: Final = {
         "models": Lazy("reconciler.cli.node:models", "List the node's models and their states."),
         "history": Lazy("reconciler.cli.node:history", "List the passes that had something to do."),
         "events": Lazy("reconciler.cli.node:events", "List what happened, or follow it."),
+        "logs": Lazy("reconciler.cli.logs:logs", "Show what the runtime printed, or follow it."),
         "suspend": Lazy("reconciler.cli.node:suspend", "Hold every change but a withdrawal."),
         "resume": Lazy("reconciler.cli.node:resume", "Let changes be applied again."),
         "notify": Lazy("reconciler.cli.node:notify", "Tell a running daemon to look at once."),

@@ -117,6 +117,7 @@ def build_node(
     from runtime.engines.registry import engines
     from runtime.environments import DiskEnvironments
     from runtime.hardware import HostHardware
+    from runtime.health import HealthWatch
 
     state = StateDir(Path(config.state_dir))
     node_id = node_address(state)
@@ -134,6 +135,7 @@ def build_node(
         run_folder=state.run,
         log_folder=state.logs,
         front=build_front(config, state, ports),
+        health=HealthWatch(ports.clock),
     )
     return Node(
         config=config,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from reconciler.desired import Desired
     from reconciler.memory import Change
     from reconciler.target import Choice
+    from runtime.health import HealthWatch
     from runtime.interfaces import (
         Backend,
         Engine,
@@ -156,6 +157,8 @@ class Adapters:
     """Folder of the instances' captured output."""
     front: Front | None = None
     """The process through which clients reach the runtime; None on a node without one."""
+    health: HealthWatch | None = None
+    """Asks what serves how it is; None where only processes are looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.kinds.base import Kind, waits
 from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW, Note
 from reconciler.target import withdrawn
+from runtime import logs
 from runtime.interfaces import SOCKET_NAME, InstanceSpec
 from runtime.starting import start_instance
 from schemas.errors import BackendUnavailable, StartFailed
@@ -121,7 +122,9 @@ def _settle(
     surplus = [item for item in ours if item is not keep and not _is_planned(draft, item)]
     dead = [item for item in surplus if not _is_serving(item)]
     alive = [item for item in surplus if _is_serving(item)]
-    clean_up = [_stop(item, _why_dead(item), 0, ()) for item in dead]
+    clean_up = [
+        _stop(item, _why_dead(item), 0, ()).model_copy(update={"failed": item.status != "created"}) for item in dead
+    ]
     if keep is not None:
         draft.actions.extend(clean_up)
         draft.actions.extend(_stop(item, "one runtime per node: another instance serves", 0, ()) for item in alive)
@@ -249,6 +252,11 @@ def _perform_stop(action: StopInstance, context: Context) -> Changes:
     message = f"{action.instance} was stopped: {action.cause}"
     if left:
         message += f"; {left} requests had not been answered within {action.drain} s, and were cut"
+    if action.failed:
+        message = (
+            f"{action.instance} failed: {action.cause}; what it printed is kept (`reconcile logs {action.instance}`)"
+        )
+        return (Note("Warning", "InstanceFailed", message, subject=action.instance),)
     return (Note("Normal", "InstanceStopped", message, subject=action.instance),)
 
 
@@ -303,11 +311,12 @@ def _perform_start(action: StartInstance, context: Context) -> Changes:
 
 
 def _sweep(adapters: Adapters, network: str) -> None:
-    """Remove socket folders of instances that an agent died before creating, or before forgetting (I7)."""
+    """Remove what is left of instances that are gone: socket folders (I7), and the oldest logs."""
     try:
         known = {instance.name for backend in adapters.backends.values() for instance in backend.list()}
     except BackendUnavailable:
         return  # whose they are cannot be told now (I3)
+    logs.prune(adapters.log_folder, known, adapters.ports.files)
     for folder in adapters.run_folder.glob(instance_name(network, "*")):
         # A mounted one is the backend's to release first.
         if folder.name not in known and not folder.is_mount():

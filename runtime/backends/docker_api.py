@@ -7,7 +7,7 @@ carry labels of its own; whose it is, the journal says.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +18,7 @@ import docker.types
 import requests.exceptions
 
 from runtime.backends import socket_folder
+from runtime.backends.stamped_lines import Place
 from runtime.interfaces import EngineView
 from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
 from schemas.observation import Absent, Instance, Present, Unknown
@@ -37,6 +38,9 @@ SOCKET_FOLDER: Final = "/run/reconcile"
 
 API_SECONDS: Final = 30
 """Bound of one call to the engine's API. A list takes milliseconds; stopping has its own bound on top."""
+
+LOOK_SECONDS: Final = 0.5
+"""Between two questions for what a container has printed since; one costs some milliseconds."""
 
 LOAD_SECONDS: Final = 3600
 """Bound of loading images from a file, where an engine says nothing before it has unpacked them all."""
@@ -145,6 +149,28 @@ class ContainerEngine:
         except (BackendUnavailable, StartFailed):
             return ""
         return bytes(tail)[-limit:].decode(errors="replace")
+
+    def printed(self, name: str, *, lines: int, follow: bool, stop: Stop) -> Iterator[bytes]:
+        """What the engine's own capped log has of it.
+
+        Asked again and again, by time: followed across a rotation of its log, Docker (28) repeats lines and Podman
+        loses some. What Podman prints between a look and a rotation is lost anyway: it keeps one file.
+        """
+        place, tail = Place(), str(lines)
+        while True:
+            asked = {"since": place.second} if place.second else {"tail": tail}
+            text = b""
+            with self._translated():
+                detail = self._detail(name)
+            if detail is None:
+                return
+            # Podman refuses to read a log that it is rotating: the next look finds what there is then.
+            with suppress(StartFailed) if follow else nullcontext(), self._translated():
+                text = bytes(self._api.logs(name, stdout=True, stderr=True, timestamps=True, **asked))
+            yield from place.news(text)
+            tail = "all"
+            if not follow or not detail["State"].get("Running") or stop.wait(LOOK_SECONDS):
+                return
 
     def view(self, *, model_folder: Path, socket_folder: Path) -> EngineView:  # noqa: ARG002 - fixed inside
         """Paths inside the container."""

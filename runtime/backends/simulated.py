@@ -13,6 +13,7 @@ from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
 from schemas.observation import Absent, Instance, Present
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from runtime.interfaces import InstanceSpec, Progress
@@ -147,6 +148,12 @@ class SimulatedBackend:
     def output(self, name: str, *, limit: int) -> str:
         """What it printed."""
         return self._room.outputs.get(name, "")[-limit:]
+
+    def printed(self, name: str, *, lines: int, follow: bool, stop: Stop) -> Iterator[bytes]:  # noqa: ARG002 - it ended
+        """What it printed."""
+        self._answer()
+        text = self._room.outputs.get(name, "").encode()
+        yield from text.splitlines(keepends=True)[-lines:] if lines else ()
 
     def is_peer(self, name: str, pid: int) -> bool:  # noqa: ARG002 - there are no processes
         """Whether it runs."""

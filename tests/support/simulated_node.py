@@ -16,6 +16,7 @@ from reconciler.status import SourceReport
 from runtime.backends.simulated import SimulatedBackend, SimulatedEngineRoom
 from runtime.engines.simulated import SimulatedConnection, SimulatedEngine, answer
 from runtime.environments_simulated import SimulatedEnvironments
+from runtime.health import HealthWatch
 from runtime.host import DurableFiles, StopEvent, ThreadedConcurrency
 from runtime.interfaces import Model
 from runtime.models.simulated import SimulatedModelStore, SimulatedShelf
@@ -274,6 +275,7 @@ class SimulatedNode:
             run_folder=state.run,
             log_folder=state.logs,
             front=self.front,
+            health=HealthWatch(self.clock),
         )
         self.node = Node(
             config=self.config,

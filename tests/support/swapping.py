@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import threading
+import uuid
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,16 @@ from reconciler.cli.wiring import _connect
 from runtime.backends.native import NativeBackend
 from runtime.engines.llamacpp import LlamaCppEngine
 from runtime.front.keeper import FrontKeeper, FrontSettings
+from runtime.health import HealthWatch
 from runtime.host import SystemClock, host_ports
 from runtime.models.simulated import SimulatedModelStore, SimulatedShelf
 from runtime.validation.record import record
 from schemas.errors import EngineUnreachable
 from schemas.probe import ProbeDocument, Provenance
-from tests.support.builders import NODE_ID, assignment, manifest_digest, model, node, runtime, snapshot
+from tests.support.builders import assignment, manifest_digest, model, node, runtime, snapshot
 from tests.support.engines import NativeNode, small
 from tests.support.front import PATIENCE, dial, eventually
-from tests.support.simulated_node import LiteralDocuments, SimulatedNode
+from tests.support.simulated_node import LiteralDocuments, SimulatedNode, SteppingClock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from schemas.snapshot import SnapshotDocument
 
 PROMPTS = ("Hello", "one two three", "La la la", "?")
-WEAKER = ("filesystem", "memory", "network", "pids", "user")
+WEAKER = ("cpu", "filesystem", "memory", "network", "pids", "shm", "socket-size", "user")
 TOKENS = 6
 
 
@@ -83,6 +85,10 @@ class SwappingNode(SimulatedNode):
         """
         self.models = dict(zip(("a:v1", "b:v1"), models, strict=True))
         self.real_clock = FleetingClock()
+        # Processes of the host are found by it: tests that run at the same time must not meet.
+        self.mark = uuid.uuid4().hex
+        self.health_clock = SteppingClock()
+        """By which instances stand still: a test need not wait until they have for long."""
         self.answers: dict[tuple[str, str], str] = {}
         """By model and prompt: what the engine answers when it is asked directly."""
         self.sequence = 0
@@ -121,22 +127,28 @@ class SwappingNode(SimulatedNode):
             self.node.adapters,
             ports=ports,
             store=Shelf(self.shelf, self.folders),
-            backends={"native": NativeBackend(run, network="testnet", node_id=NODE_ID, ports=ports)},
+            backends={"native": NativeBackend(run, network="testnet", node_id=self.mark, ports=ports)},
             engines={"llamacpp": LlamaCppEngine()},
             connect=_connect,
             front=self.keeper,
+            health=HealthWatch(self.health_clock),
         )
         self.node = replace(self.node, adapters=adapters)
         self.reconciler._node = self.node
 
-    def wish(self, key: str) -> SnapshotDocument:
-        """The next snapshot: one of the models serves."""
+    def wish(self, key: str, **fields: Any) -> SnapshotDocument:
+        """The next snapshot: one of the models serves.
+
+        Args:
+            key: `name:version`.
+            fields: of the runtime that differ.
+        """
         self.sequence += 1
         self.real_clock.ahead += timedelta(minutes=11)
         native = LlamaCppEngine().native()
         assert native is not None
         allowed = {"allowUnenforced": WEAKER}
-        spec = runtime(version=native.version, isolation=allowed, engineArgs=json.loads(small().to_json()))  # type: ignore[attr-defined]
+        spec = runtime(version=native.version, isolation=allowed, engineArgs=json.loads(small().to_json()), **fields)  # type: ignore[attr-defined]
         return snapshot(
             models=tuple(model(name[0]) for name in self.models),
             runtimes=(spec,),
