@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from reconciler.kinds.base import Context
 from reconciler.kinds.registry import kind_of
 from reconciler.memory import after_failure
 from schemas.errors import ReconcileError
-from schemas.plan import StartInstance, StopInstance, ValidateModel
+from schemas.plan import RouteFront, StartFront, StartInstance, StopInstance, ValidateModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from schemas.node import NodeConfig
     from schemas.observation import Observed
     from schemas.plan import Action, Plan
+    from schemas.ports import Stop
 
 INTENT_BYTES = 6
 """Random bytes of an intent id: 48 bits are unique among the thousands that one node makes, and fit into a name."""
@@ -71,6 +72,7 @@ def execute(
     journal: Journal,
     sources: Mapping[str, tuple[str, ...]],
     reporter: Reporter,
+    stop: Stop | None = None,
 ) -> Execution:
     """Carry out a plan.
 
@@ -82,6 +84,7 @@ def execute(
         journal: where intents and outcomes are recorded, before and after.
         sources: by manifest digest, where its files may be fetched from.
         reporter: told what happens.
+        stop: ends what this plan does and can still be given up; the agent's own where nothing else may end it.
 
     Raises:
         ValueError: the plan is a draft.
@@ -99,9 +102,14 @@ def execute(
     outcomes: list[Outcome] = []
     downtime = _Downtime()
     started = ""
+    agent = adapters.ports.stop
+    if stop is not None:
+        adapters = replace(adapters, ports=replace(adapters.ports, stop=stop))
     for action in plan.actions:
         blocked = _blocked(action, outcomes)
-        if blocked or adapters.ports.stop.is_set():
+        # Leading requests takes no time, and those that wait for it have been proven an answer.
+        ends = agent if isinstance(action, StartFront | RouteFront) else adapters.ports.stop
+        if blocked or ends.is_set():
             outcomes.append(Outcome(action, "skipped" if blocked else "cancelled"))
             reporter.finished(outcomes[-1])
             continue

@@ -489,7 +489,9 @@ class Journal:
         ]
         starts: dict[str, list[datetime]] = {}
         for spec_digest, at in self._db.execute(
-            "SELECT spec_digest, started_at FROM intents WHERE kind = 'start-instance' AND started_at > ?",
+            # One that was given up for a newer snapshot says nothing about what was started.
+            "SELECT spec_digest, started_at FROM intents"
+            " WHERE kind = 'start-instance' AND outcome != 'cancelled' AND started_at > ?",
             (_write(starts_since),),
         ):
             starts.setdefault(spec_digest, []).append(_read(at))
