@@ -9,7 +9,7 @@ from reconciler.kinds.base import Context
 from reconciler.kinds.registry import kind_of
 from reconciler.memory import after_failure
 from schemas.errors import ReconcileError
-from schemas.plan import RouteFront, StartFront, StartInstance, StopInstance, ValidateModel
+from schemas.plan import CreateInstance, RouteFront, StartFront, StartInstance, StopInstance, ValidateModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,8 +100,8 @@ def execute(
         now=clock.now(),
     )
     outcomes: list[Outcome] = []
-    downtime = _Downtime()
-    started = ""
+    downtime = _Downtime(plan)
+    created = started = ""
     agent = adapters.ports.stop
     if stop is not None:
         adapters = replace(adapters, ports=replace(adapters.ports, stop=stop))
@@ -122,14 +122,17 @@ def execute(
             memory=observed.memory,
             sources=sources,
             intent=intent,
+            created=created,
             started=started,
         )
         reporter.started(action)
         downtime.before(action, clock.monotonic())
         outcome = _perform(action, context, journal, number, plan.snapshot or "")
         downtime.after(outcome, clock.monotonic())
+        if isinstance(action, CreateInstance):
+            created = intent
         if isinstance(action, StartInstance):
-            started = intent
+            started = created or intent
         outcomes.append(outcome)
         reporter.finished(outcome)
     seconds = downtime.total(clock.monotonic())
@@ -145,7 +148,7 @@ def _blocked(action: Action, outcomes: list[Outcome]) -> bool:
 def _perform(action: Action, context: Context, journal: Journal, number: int, snapshot: str) -> Outcome:
     clock = context.adapters.ports.clock
     begun = clock.monotonic()
-    spec_digest = action.target.spec_digest if isinstance(action, StartInstance) else ""
+    spec_digest = action.target.spec_digest if isinstance(action, CreateInstance | StartInstance) else ""
     journal.begin(
         context.intent,
         pass_number=number,
@@ -201,12 +204,14 @@ def _close(
 class _Downtime:
     """From the moment the serving instance is asked to stop until its replacement has passed its probe."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan) -> None:
+        # Where nothing is started, something else serves, or nothing should; in an overlap the old one serves on.
+        self._counts = any(isinstance(item, StartInstance) and item.strategy != "overlap" for item in plan.actions)
         self._since: float | None = None
         self._total = 0.0
 
     def before(self, action: Action, now: float) -> None:
-        if isinstance(action, StopInstance | StartInstance) and self._since is None:
+        if self._counts and isinstance(action, StopInstance | StartInstance) and self._since is None:
             serving = isinstance(action, StartInstance) or action.drain > 0
             self._since = now if serving else None
 

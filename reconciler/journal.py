@@ -495,7 +495,10 @@ class Journal:
             (_write(starts_since),),
         ):
             starts.setdefault(spec_digest, []).append(_read(at))
-        intents = {row[0] for row in self._db.execute("SELECT id FROM intents WHERE kind = 'start-instance'")}
+        intents = {
+            row[0]
+            for row in self._db.execute("SELECT id FROM intents WHERE kind IN ('create-instance', 'start-instance')")
+        }
         return Memory(
             models={record.manifest: record for record in models},
             receipts=receipts,

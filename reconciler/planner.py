@@ -159,6 +159,9 @@ def _cost(situation: Situation, actions: tuple[Action, ...]) -> Cost:
     disk = sum(_taken(action) for action in actions if isinstance(action, DownloadModel | RestoreModel))
     starts = any(isinstance(action, StartInstance) for action in actions)
     stops = any(isinstance(action, StopInstance) and action.drain > 0 for action in actions)
+    starts = starts and not any(
+        isinstance(action, StartInstance) and action.strategy == "overlap" for action in actions
+    )
     return Cost(
         fetch=fetch,
         disk=disk,

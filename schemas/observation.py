@@ -53,6 +53,8 @@ class Gpu:
     memory: int
     """Total memory, bytes."""
     driver: str
+    memory_free: int = field(default=0, compare=False)
+    """Memory that nobody uses now, bytes; 0 where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,12 +149,23 @@ class StopInstance(_Action):
     drain: Duration
 
 
+class CreateInstance(_Action):
+    """Create what a later action starts, while the old one serves: what the backend refuses, it refuses now (I4)."""
+
+    kind: Literal["create-instance"] = "create-instance"
+    target: ServingTarget
+
+
 class StartInstance(_Action):
     """Start an instance of a target and wait until it is ready. Idempotent by its journalled intent."""
 
     kind: Literal["start-instance"] = "start-instance"
     target: ServingTarget
     role: Literal["desired", "last-known-good"]
+    strategy: Literal["first", "replace", "overlap"] = "first"
+    """Where nothing serves; after what serves was stopped; or beside it, until requests are led to the new one."""
+    strategy_reason: Text = ""
+    """Why it is `replace` or `overlap`."""
 
 
 class ValidateModel(_Action):
@@ -198,6 +209,7 @@ Action = Annotated[
     | VerifyEnvironment
     | RemoveEnvironment
     | StopInstance
+    | CreateInstance
     | StartInstance
     | StartFront
     | RouteFront
@@ -247,7 +259,10 @@ class Cost(Frozen):
     disk_free: Size = 0
     """Free disk when the plan was made, bytes."""
     downtime: Literal["none", "swap", "start"] = "none"
-    """Whether serving is interrupted: `swap` stops one and starts another; `start` has nothing serving before."""
+    """Whether serving is interrupted: `swap` stops one and starts another; `start` has nothing serving before.
+
+    `none` also where the new one is started beside the old one.
+    """
 
 
 class Plan(Document):

@@ -9,6 +9,7 @@ from schemas.digests import short
 from schemas.plan import (
     Action,
     ArchiveModel,
+    CreateInstance,
     DownloadModel,
     Explanation,
     Held,
@@ -48,6 +49,7 @@ _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     ArchiveModel: ("~", "archive"),
     SetModelState: ("~", "state"),
     StopInstance: ("-", "stop"),
+    CreateInstance: ("~", "create"),
     StartInstance: ("+", "start"),
     ValidateModel: ("~", "validate"),
     RemoveModel: ("-", "remove"),
@@ -78,7 +80,7 @@ def _about(action: Action) -> str:
     if isinstance(action, StopInstance):
         drain = f", drained for at most {action.drain} s" if action.drain else ""
         return f"{action.instance}  ({action.backend}{drain})"
-    if isinstance(action, StartInstance | ValidateModel):
+    if isinstance(action, CreateInstance | StartInstance | ValidateModel):
         target = action.target
         return f"{target.model}  on {target.engine} {target.version} ({target.backend})"
     if isinstance(action, InstallEnvironment | VerifyEnvironment | RemoveEnvironment):
@@ -168,6 +170,15 @@ def _costs(plan: Plan) -> list[str]:
         "swap": "Serving is interrupted by one swap, after everything else has been secured.",
         "start": "Nothing serves before; the runtime is started.",
     }
+    strategies = {
+        "overlap": "The replacement starts beside what serves: ",
+        "replace": "What serves is stopped before its replacement starts: ",
+    }
+    lines += [
+        f"{strategies[action.strategy]}{action.strategy_reason}."
+        for action in plan.actions
+        if isinstance(action, StartInstance) and action.strategy != "first"
+    ]
     return [*lines, downtime[cost.downtime]]
 
 

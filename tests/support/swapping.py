@@ -88,7 +88,7 @@ class SwappingNode(SimulatedNode):
         self.sequence = 0
         self.folders = {manifest_digest(key): place for key, place in self.models.items()}
         probed = ProbedDocuments()
-        config = node(backends={"native": {"allowUnenforced": WEAKER}})
+        config = node(backends={"native": {"allowUnenforced": WEAKER}}, policy={"overlap": True})
         super().__init__(folder / "state", config=config, documents=probed)
         for key, place in self.models.items():
             native = NativeNode(folder / key[0])
@@ -129,14 +129,18 @@ class SwappingNode(SimulatedNode):
         self.node = replace(self.node, adapters=adapters)
         self.reconciler._node = self.node
 
-    def wish(self, key: str) -> SnapshotDocument:
-        """The next snapshot: one of the models serves."""
+    def wish(self, key: str, *, overlap: bool = False) -> SnapshotDocument:
+        """The next snapshot: one of the models serves; if it may, started beside the other one."""
         self.sequence += 1
         self.real_clock.ahead += timedelta(minutes=11)
         native = LlamaCppEngine().native()
         assert native is not None
-        allowed = {"allowUnenforced": WEAKER}
-        spec = runtime(version=native.version, isolation=allowed, engineArgs=json.loads(small().to_json()))  # type: ignore[attr-defined]
+        spec = runtime(
+            version=native.version,
+            isolation={"allowUnenforced": WEAKER, "overlap": overlap},
+            engineArgs=json.loads(small().to_json()),  # type: ignore[attr-defined]
+            resources={"memory": "256MiB"},
+        )
         return snapshot(
             models=tuple(model(name[0]) for name in self.models),
             runtimes=(spec,),
