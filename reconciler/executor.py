@@ -197,6 +197,7 @@ def _close(
         downtime_ms=round(downtime * 1000),
         summary=summary[:1000],
         applied=(plan.snapshot or "") if whole and not plan.held else "",
+        downtime_kind=plan.cost.downtime_kind if whole else "",
         now=adapters.ports.clock.now(),
     )
 

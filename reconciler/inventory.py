@@ -97,6 +97,7 @@ def facts(node: NodeConfig, observed: Observed) -> NodeFacts:
         last_known_good=GoodFacts(target=good.target, snapshot=good.snapshot, since=_second(good.since))
         if good
         else None,
+        downtimes=dict(memory.downtimes),
         applied=memory.applied,
         suspended=memory.suspended,
     )
@@ -300,6 +301,7 @@ def _memory(status: NodeStatus, seen: NodeFacts) -> Memory:
         intents=frozenset(one.intent for item in seen.backends.values() for one in item.instances),
         last_known_good=LastKnownGood(good.target, good.snapshot, good.since) if good is not None else None,
         recent_starts={item.spec_digest: item.at for item in seen.starts},
+        downtimes=seen.downtimes,
         applied=seen.applied,
         suspended=seen.suspended,
     )
@@ -357,6 +359,7 @@ def _outlook(desired: Desired, status: NodeStatus, now: datetime, fetch: Counter
         fetch=made.cost.fetch,
         disk_free=made.cost.disk_free,
         downtime=made.cost.downtime,
+        downtime_ms=made.cost.downtime_ms,
         held=made.held,
     )
 

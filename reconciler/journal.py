@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
+from reconciler.downtime import KEPT
 from reconciler.memory import (
     AskCheck,
     CommitGood,
@@ -56,6 +57,8 @@ KEPT_PASSES: Final = 2_000
 _CHECK: Final = "check/"
 """Facts of this name say which manifests a person wants to be hashed, and why."""
 _UNLISTED: Final = "unlisted/"
+_DOWNTIME: Final = "downtime/"
+"""Facts: by kind of change, how long the last ones interrupted the service: milliseconds, the newest last."""
 """Facts of this name count the running time of what lies in the store without a record, and is not listed."""
 
 _COUNTED: Final = "counted"
@@ -255,9 +258,27 @@ class Journal:
         return int(cursor.lastrowid or 0)
 
     def finish_pass(
-        self, number: int, *, outcome: PassOutcome, downtime_ms: int, summary: str, applied: str, now: datetime
+        self,
+        number: int,
+        *,
+        outcome: PassOutcome,
+        downtime_ms: int,
+        summary: str,
+        applied: str,
+        now: datetime,
+        downtime_kind: str = "",
     ) -> None:
-        """Record how a pass ended; `applied` names the snapshot if the node has converged to it."""
+        """Record how a pass ended.
+
+        Args:
+            number: of the pass.
+            outcome: how.
+            downtime_ms: milliseconds for which it interrupted the service.
+            summary: for people.
+            applied: the snapshot, if the node has converged to it.
+            now: the time.
+            downtime_kind: what the interruption counts for; empty where it went otherwise than planned.
+        """
         with self._transaction():
             self._db.execute(
                 "UPDATE passes SET finished_at = ?, outcome = ?, downtime_ms = ?, summary = ? WHERE number = ?",
@@ -265,6 +286,10 @@ class Journal:
             )
             if applied:
                 self._set_fact("applied", applied)
+            if downtime_kind:
+                known = [int(text) for text in self.fact(_DOWNTIME + downtime_kind).split()]
+                kept = [*known, downtime_ms][-KEPT:]
+                self._set_fact(_DOWNTIME + downtime_kind, " ".join(map(str, kept)))
 
     def close_interrupted(self, now: datetime) -> int:
         """Mark passes and intents of a process that died; returns how many passes there were."""
@@ -508,6 +533,9 @@ class Journal:
             intents=frozenset(intents | {receipt.intent for receipt in receipts}),
             last_known_good=self._last_known_good(),
             recent_starts={spec: tuple(sorted(times)) for spec, times in starts.items()},
+            downtimes={
+                kind: tuple(int(text) for text in known.split()) for kind, known in self._facts(_DOWNTIME).items()
+            },
             applied=self.fact("applied"),
             suspended=self.fact("suspended"),
             checks=self._facts(_CHECK),

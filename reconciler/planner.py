@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reconciler.downtime import kind_of_change, predicted
 from reconciler.fingerprint import fingerprint
 from reconciler.kinds.base import Draft, Situation
 from reconciler.kinds.registry import KINDS
@@ -162,9 +163,14 @@ def _cost(situation: Situation, actions: tuple[Action, ...]) -> Cost:
     starts = starts and not any(
         isinstance(action, StartInstance) and action.strategy == "overlap" for action in actions
     )
+    kind = kind_of_change(actions, situation.observed.state)
+    measured = situation.observed.memory.downtimes
     return Cost(
         fetch=fetch,
         disk=disk,
         disk_free=situation.observed.state.hardware.disk_free,
         downtime="swap" if starts and stops else "start" if starts else "none",
+        downtime_kind=kind,
+        downtime_ms=predicted(kind, measured),
+        downtime_measured=len(measured.get(kind, ())),
     )

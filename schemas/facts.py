@@ -141,6 +141,8 @@ class NodeFacts(Frozen):
     holds: tuple[HoldFacts, ...] = ()
     starts: tuple[StartsFacts, ...] = ()
     last_known_good: GoodFacts | None = None
+    downtimes: dict[str, tuple[Count, ...]] = {}
+    """By kind of change: milliseconds for which the last ones interrupted the service."""
     applied: Text = ""
     """Digest of the snapshot that the node last converged to."""
     suspended: Text = ""

@@ -318,6 +318,8 @@ class Memory:
     last_known_good: LastKnownGood | None = None
     recent_starts: Mapping[str, tuple[datetime, ...]] = field(default_factory=dict)
     """By spec digest: when instances of it were started within the restart window."""
+    downtimes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By kind of change: milliseconds for which the last ones interrupted the service, the newest last."""
     applied: str = ""
     """Digest of the snapshot that this node last converged to; empty before the first time."""
     suspended: str = ""

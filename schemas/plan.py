@@ -263,6 +263,12 @@ class Cost(Frozen):
 
     `none` also where the new one is started beside the old one.
     """
+    downtime_kind: Text = ""
+    """What it is compared with: strategy, engine, backend and the model's size; empty where nothing is interrupted."""
+    downtime_ms: Count | None = None
+    """Milliseconds that changes of this kind took here, at the median; absent where none was measured yet."""
+    downtime_measured: Count = 0
+    """How many were measured."""
 
 
 class Plan(Document):

@@ -9,6 +9,7 @@ from schemas.digests import short
 from schemas.plan import (
     Action,
     ArchiveModel,
+    Cost,
     CreateInstance,
     DownloadModel,
     Explanation,
@@ -179,7 +180,16 @@ def _costs(plan: Plan) -> list[str]:
         for action in plan.actions
         if isinstance(action, StartInstance) and action.strategy != "first"
     ]
-    return [*lines, downtime[cost.downtime]]
+    return [*lines, downtime[cost.downtime], *_prediction(cost)]
+
+
+def _prediction(cost: Cost) -> list[str]:
+    if not cost.downtime_kind:
+        return []
+    if cost.downtime_ms is None:
+        return ["How long that takes here was not measured yet."]
+    times = f"{cost.downtime_measured} time{'s' if cost.downtime_measured != 1 else ''}"
+    return [f"Predicted downtime {duration(cost.downtime_ms / 1000)}: the median of what it took here, {times}."]
 
 
 def status_text(status: NodeStatus, now: datetime) -> str:
