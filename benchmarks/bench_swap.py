@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import http.client
-import os
-import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from demo import RECONCILE
+from model_server import serving
 
 from runtime.engines.llamacpp import PROGRAM
 from tests.support.container_swapping import ContainerSwappingNode
@@ -21,12 +22,12 @@ from tests.support.containers import docker_host as docker_host  # noqa: PLC0414
 from tests.support.containers import registry as registry  # noqa: PLC0414 - a fixture
 from tests.support.containers import test_images as test_images  # noqa: PLC0414 - a fixture
 from tests.support.engines import tiny_model as tiny_model  # noqa: PLC0414 - a fixture
-from tests.support.front import dial
+from tests.support.front import dial, eventually
+from tests.support.quiet_demo import QuietDemo
 from tests.support.swapping import SwappingNode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
     from typing import Self
 
     from benchmarks.conftest import Figure
@@ -131,13 +132,15 @@ class PlainDocker:
     def __init__(self, image: str, folder: Path) -> None:
         self.image = image
         self.folder = folder
-        self.name = f"bench-{uuid.uuid4().hex[:12]}"
+        self.name = ""
         folder.mkdir()
         folder.chmod(0o777)
 
     def run(self, model: Path) -> None:
         """Start, and wait for the first answer."""
         (self.folder / "engine.sock").unlink(missing_ok=True)
+        # A new name each time: the old container's removal (--rm) goes on beside.
+        self.name = f"bench-{uuid.uuid4().hex[:12]}"
         mounts = ["-v", f"{model}:/model:ro", "-v", f"{self.folder}:/s"]
         engine = ["--model", "/model", "--socket", "/s/engine.sock", "--ctx-size", "512", "--threads", "1"]
         options = ["-d", "--rm", "--init", "--network", "none", "--name", self.name]
@@ -198,31 +201,32 @@ def test_swap_gap_ms(docker_swapping: ContainerSwappingNode, figure: Figure, tmp
     )
 
 
-def test_adopt_seconds(swapping: SwappingNode, figure: Figure) -> None:
-    """From the start of a new agent after SIGKILL of the old one until it has adopted what runs; no request fails."""
-    document = swapping.wish("a:v1")
-    assert swapping.run(document).exit_code == 0
+def test_adopt_seconds(tmp_path: Path, figure: Figure) -> None:
+    """A daemon is killed with SIGKILL; a new agent's whole process, from its start to the end of its first pass.
+
+    It adopts what runs: no request of a client that never pauses fails meanwhile, and the instance stays the same.
+    """
+    demo = QuietDemo(tmp_path, "native")
+    demo.make_models()
     times = []
-    with Pulse(swapping.keeper.address):
-        for _ in range(ADOPTIONS):
-            swapping.journal.close()
-            said, says = os.pipe()
-            agent = os.fork()
-            if not agent:
-                try:
-                    swapping.restart()
-                    assert swapping.run().outcomes == ()
-                    os.write(says, b"!")
-                    signal.pause()
-                finally:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            os.close(says)
-            assert os.read(said, 1) == b"!"
-            os.close(said)
-            os.kill(agent, signal.SIGKILL)
-            os.waitpid(agent, 0)
-            begun = time.perf_counter()
-            swapping.restart()
-            assert swapping.run().outcomes == ()
-            times.append(time.perf_counter() - begun)
+    with serving(tmp_path / "mirror") as demo.mirror:
+        try:
+            demo.found()
+            (before,) = demo.instances()
+            with Pulse(Path(demo.status()["front"]["socket"])):
+                for number in range(ADOPTIONS):
+                    log = tmp_path / f"daemon-{number}.log"
+                    command = [str(RECONCILE), "--watch", "--interval", "1h"]
+                    with (
+                        log.open("wb") as file,
+                        subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file, env=demo._env()) as daemon,
+                    ):
+                        eventually(lambda log=log: b"Ready" in log.read_bytes(), "its pass has ended")  # type: ignore[misc]
+                        daemon.kill()
+                    begun = time.perf_counter()
+                    demo.reconcile()
+                    times.append(time.perf_counter() - begun)
+            assert demo.instances() == (before,)
+        finally:
+            demo.stop_runtime()
     figure("adopt_seconds", statistics.median(times), "s", goal="< 2")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from schemas.digests import digest_text
 from tests.demo.test_swaps import has_more, settled
 from tests.support.container_swapping import ContainerSwappingNode
 from tests.support.front import dial, eventually
@@ -59,15 +58,15 @@ def test_completions_go_on_through_swaps(swapping: ContainerSwappingNode) -> Non
 
 def test_a_killed_agent_cuts_no_stream(swapping: ContainerSwappingNode) -> None:
     """A stream begins under an agent that is then killed, and ends under the next one, which has nothing to do."""
-    document = swapping.wish("a:v1")
+    settled(swapping, swapping.wish("a:v1"))
     swapping.journal.close()
     said, says = os.pipe()
-    # The agent that brings it up is a process of its own, which dies without a word.
+    # An agent in a process of its own, which dies without a word.
     agent = os.fork()
     if not agent:
         try:
             swapping.restart()
-            os.write(says, b"%d" % swapping.run(document).exit_code)
+            os.write(says, b"%d" % swapping.run().exit_code)
             signal.pause()
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -83,7 +82,6 @@ def test_a_killed_agent_cuts_no_stream(swapping: ContainerSwappingNode) -> None:
     first = response.read(1)
     os.kill(agent, signal.SIGKILL)
     os.waitpid(agent, 0)
-    swapping.documents.snapshots[digest_text(document.to_json())] = document
     swapping.restart()
     (before,) = swapping.backend.list()
     assert swapping.run().outcomes == (), "what runs is adopted"
