@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import statistics
 import subprocess
 import sys
@@ -213,13 +214,14 @@ def test_adopt_seconds(tmp_path: Path, figure: Figure) -> None:
         try:
             demo.found()
             (before,) = demo.instances()
+            env = {**os.environ, "RECONCILE_CONFIG": str(demo.config)}
             with Pulse(Path(demo.status()["front"]["socket"])):
                 for number in range(ADOPTIONS):
                     log = tmp_path / f"daemon-{number}.log"
                     command = [str(RECONCILE), "--watch", "--interval", "1h"]
                     with (
                         log.open("wb") as file,
-                        subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file, env=demo._env()) as daemon,
+                        subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file, env=env) as daemon,
                     ):
                         eventually(lambda log=log: b"Ready" in log.read_bytes(), "its pass has ended")  # type: ignore[misc]
                         daemon.kill()
