@@ -96,6 +96,7 @@ def facts(node: NodeConfig, observed: Observed) -> NodeFacts:
         last_known_good=_good(memory.last_known_good),
         earlier_good=_good(memory.earlier_good),
         retests=dict(memory.retests),
+        downtimes=dict(memory.downtimes),
         applied=memory.applied,
         suspended=memory.suspended,
     )
@@ -308,6 +309,7 @@ def _memory(status: NodeStatus, seen: NodeFacts) -> Memory:
         earlier_good=_seen_good(seen.earlier_good),
         retests=seen.retests,
         recent_starts={item.spec_digest: item.at for item in seen.starts},
+        downtimes=seen.downtimes,
         applied=seen.applied,
         suspended=seen.suspended,
     )
@@ -365,6 +367,7 @@ def _outlook(desired: Desired, status: NodeStatus, now: datetime, fetch: Counter
         fetch=made.cost.fetch,
         disk_free=made.cost.disk_free,
         downtime=made.cost.downtime,
+        downtime_ms=made.cost.downtime_ms,
         held=made.held,
     )
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 from reconciler.chain import Chain
+from reconciler.downtime import KEPT
 from reconciler.memory import (
     AskCheck,
     AskRetest,
@@ -60,6 +61,8 @@ _RETEST: Final = "retest/"
 """Facts of this name say which manifests' answers are in doubt, and why."""
 _UNLISTED: Final = "unlisted/"
 """Facts of this name count the running time of what lies in the store without a record, and is not listed."""
+_DOWNTIME: Final = "downtime/"
+"""Facts: by kind of change, how long the last ones interrupted the service: milliseconds, the newest last."""
 
 _COUNTED: Final = "counted"
 """The fact that says when that was last done."""
@@ -262,9 +265,27 @@ class Journal:
         return int(cursor.lastrowid or 0)
 
     def finish_pass(
-        self, number: int, *, outcome: PassOutcome, downtime_ms: int, summary: str, applied: str, now: datetime
+        self,
+        number: int,
+        *,
+        outcome: PassOutcome,
+        downtime_ms: int,
+        summary: str,
+        applied: str,
+        now: datetime,
+        downtime_kind: str = "",
     ) -> None:
-        """Record how a pass ended; `applied` names the snapshot if the node has converged to it."""
+        """Record how a pass ended.
+
+        Args:
+            number: of the pass.
+            outcome: how.
+            downtime_ms: milliseconds for which it interrupted the service.
+            summary: for people.
+            applied: the snapshot, if the node has converged to it.
+            now: the time.
+            downtime_kind: what the interruption counts for; empty where it went otherwise than planned.
+        """
         with self._transaction():
             self._db.execute(
                 "UPDATE passes SET finished_at = ?, outcome = ?, downtime_ms = ?, summary = ? WHERE number = ?",
@@ -272,6 +293,10 @@ class Journal:
             )
             if applied:
                 self._set_fact("applied", applied)
+            if downtime_kind:
+                known = [int(text) for text in self.fact(_DOWNTIME + downtime_kind).split()]
+                kept = [*known, downtime_ms][-KEPT:]
+                self._set_fact(_DOWNTIME + downtime_kind, " ".join(map(str, kept)))
 
     def close_interrupted(self, now: datetime) -> int:
         """Mark passes and intents of a process that died; returns how many passes there were."""
@@ -512,11 +537,16 @@ class Journal:
         ]
         starts: dict[str, list[datetime]] = {}
         for spec_digest, at in self._db.execute(
-            "SELECT spec_digest, started_at FROM intents WHERE kind = 'start-instance' AND started_at > ?",
+            # One that was given up for a newer snapshot says nothing about what was started.
+            "SELECT spec_digest, started_at FROM intents"
+            " WHERE kind = 'start-instance' AND outcome != 'cancelled' AND started_at > ?",
             (_write(starts_since),),
         ):
             starts.setdefault(spec_digest, []).append(_read(at))
-        intents = {row[0] for row in self._db.execute("SELECT id FROM intents WHERE kind = 'start-instance'")}
+        intents = {
+            row[0]
+            for row in self._db.execute("SELECT id FROM intents WHERE kind IN ('create-instance', 'start-instance')")
+        }
         return Memory(
             models={record.manifest: record for record in self._models()},
             receipts=receipts,
@@ -527,6 +557,9 @@ class Journal:
             last_known_good=self._good("last_known_good"),
             earlier_good=self._good("earlier_good"),
             recent_starts={spec: tuple(sorted(times)) for spec, times in starts.items()},
+            downtimes={
+                kind: tuple(int(text) for text in known.split()) for kind, known in self._facts(_DOWNTIME).items()
+            },
             applied=self.fact("applied"),
             suspended=self.fact("suspended"),
             checks=self._facts(_CHECK),

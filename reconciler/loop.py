@@ -6,6 +6,7 @@ remembered, and the next round's plan leads to the last known good.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.documents import JournalDocuments
-    from reconciler.executor import Outcome, Reporter
+    from reconciler.executor import Execution, Outcome, Reporter
     from reconciler.journal import Accepted, Journal
     from reconciler.kinds.base import Adapters
+    from reconciler.lookout import Lookout
     from reconciler.state_dir import StateDir
     from reconciler.status import SourceReport
     from runtime.interfaces import Backend, Front, HardwareProbe
@@ -169,8 +171,17 @@ class PassResult:
 class Reconciler:
     """Runs passes over one node. Holds no knowledge between them but caches."""
 
-    def __init__(self, node: Node, source: SourceKeeper, reporter: Reporter) -> None:
+    def __init__(self, node: Node, source: SourceKeeper, reporter: Reporter, lookout: Lookout | None = None) -> None:
+        """Wire the loop; nothing happens yet.
+
+        Args:
+            node: what is brought to its desired state.
+            source: where that comes from.
+            reporter: told what happens.
+            lookout: looks for newer snapshots while one is carried out; None where a pass is all that was asked for.
+        """
         self._node = node
+        self._lookout = lookout
         self._source = source
         self._reporter = reporter
         self._last_pass: datetime | None = None
@@ -193,6 +204,8 @@ class Reconciler:
         node = self._node
         ports = node.adapters.ports
         now = ports.clock.now()
+        if self._lookout is not None:
+            self._lookout.forget()
         report = self._source.refresh(now)
         accepted = node.journal.accepted()
         outcomes: list[Outcome] = []
@@ -217,17 +230,12 @@ class Reconciler:
                 note = Note("Warning", "WindowIgnored", "changes are made outside their maintenance window, by hand")
                 node.journal.apply((note,), ports.clock.now())
             drifted = drifted or (round_number == 0 and observed.memory.applied == plan.snapshot)
-            execution = execute(
-                plan,
-                observed=observed,
-                node=node.config,
-                adapters=node.adapters,
-                journal=node.journal,
-                sources=_sources(desired),
-                reporter=self._reporter,
-            )
+            execution, superseded = self._execute(plan, desired, observed)
             outcomes.extend(execution.outcomes)
             downtime += execution.downtime
+            if superseded:
+                # The next pass puts it in force, and starts from what is there then.
+                break
             if not any(outcome.status == "done" for outcome in execution.outcomes) and plan.actions == tried:
                 # The same plan failed twice without moving anything: time, not another round, has to change something.
                 break
@@ -242,6 +250,30 @@ class Reconciler:
         """Record what the look has found: proof of what has changed since counts no longer, whatever is done next."""
         void = [VoidReceipts(item.manifest, item.cause, item.subject) for item in observed.memory.stale]
         self._node.journal.apply(void, self._node.adapters.ports.clock.now())
+
+    def _execute(self, plan: Plan, desired: Desired, observed: Observed) -> tuple[Execution, bool]:
+        """Carry a plan out; whether a newer snapshot was noticed meanwhile, and the rest of the plan given up."""
+        node = self._node
+        stop = node.adapters.ports.stop
+        beside = self._lookout.beside(desired.digest, stop) if self._lookout is not None else nullcontext(None)
+        with beside as pass_stop:
+            execution = execute(
+                plan,
+                observed=observed,
+                node=node.config,
+                adapters=node.adapters,
+                journal=node.journal,
+                sources=_sources(desired),
+                reporter=self._reporter,
+                stop=pass_stop,
+            )
+        if pass_stop is None or not pass_stop.superseded:
+            return execution, False
+        left = [outcome.action.id for outcome in execution.outcomes if outcome.status in ("cancelled", "skipped")]
+        if left:
+            message = f"a newer snapshot wants something else of this node: gave up {', '.join(left)}"
+            node.journal.apply((Note("Normal", "Superseded", message[:1000]),), node.adapters.ports.clock.now())
+        return execution, True
 
     def _drop_idle_checks(self, observed: Observed) -> None:
         """Forget that somebody wants a model to be hashed that is no longer stored: there is nothing to hash."""

@@ -14,6 +14,7 @@ from schemas.errors import EngineUnreachable, NoSpace, ReconcileError, Validatio
 from schemas.observation import Hold, LastKnownGood, ModelRecord, Rejection
 from schemas.plan import (
     ArchiveModel,
+    CreateInstance,
     DownloadModel,
     InstallEnvironment,
     PullImage,
@@ -203,7 +204,7 @@ def after_failure(
     if isinstance(action, VerifyEnvironment):
         # It is gone from the list: what it stood for is installed again, and that has a backoff of its own.
         return (warning,)
-    if isinstance(action, StartInstance | ValidateModel):
+    if isinstance(action, CreateInstance | StartInstance | ValidateModel):
         return (warning, *_runtime_failed(action, error, memory, hardware, snapshot, instance, now))
     return (warning, _held(action.id, error, memory, now))
 
@@ -263,7 +264,7 @@ def _model_failed(
 
 
 def _runtime_failed(
-    action: StartInstance | ValidateModel,
+    action: CreateInstance | StartInstance | ValidateModel,
     error: ReconcileError,
     memory: Memory,
     hardware: Hardware,

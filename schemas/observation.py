@@ -54,6 +54,8 @@ class Gpu:
     memory: int
     """Total memory, bytes."""
     driver: str
+    memory_free: int = field(default=0, compare=False)
+    """Memory that nobody uses now, bytes; 0 where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +345,8 @@ class Memory:
     """Receipts that the journal still counts, and whose subjects have changed: they are left out of `receipts`."""
     recent_starts: Mapping[str, tuple[datetime, ...]] = field(default_factory=dict)
     """By spec digest: when instances of it were started within the restart window."""
+    downtimes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By kind of change: milliseconds for which the last ones interrupted the service, the newest last."""
     applied: str = ""
     """Digest of the snapshot that this node last converged to; empty before the first time."""
     suspended: str = ""

@@ -151,6 +151,13 @@ class StopInstance(_Action):
     """It ended, or went bad, by itself: `cause` has its exit code, signal, or what is wrong with it."""
 
 
+class CreateInstance(_Action):
+    """Create what a later action starts, while the old one serves: what the backend refuses, it refuses now (I4)."""
+
+    kind: Literal["create-instance"] = "create-instance"
+    target: ServingTarget
+
+
 class StartInstance(_Action):
     """Start an instance of a target and wait until it is ready. Idempotent by its journalled intent."""
 
@@ -158,6 +165,10 @@ class StartInstance(_Action):
     target: ServingTarget
     role: Literal["desired", "last-known-good", "trial"]
     """`trial`: only to be validated; what serves comes back."""
+    strategy: Literal["first", "replace", "overlap"] = "first"
+    """Where nothing serves; after what serves was stopped; or beside it, until requests are led to the new one."""
+    strategy_reason: Text = ""
+    """Why it is `replace` or `overlap`."""
 
 
 class ValidateModel(_Action):
@@ -201,6 +212,7 @@ Action = Annotated[
     | VerifyEnvironment
     | RemoveEnvironment
     | StopInstance
+    | CreateInstance
     | StartInstance
     | StartFront
     | RouteFront
@@ -250,9 +262,18 @@ class Cost(Frozen):
     disk_free: Size = 0
     """Free disk when the plan was made, bytes."""
     downtime: Literal["none", "swap", "start"] = "none"
-    """Whether serving is interrupted: `swap` stops one and starts another; `start` has nothing serving before."""
+    """Whether serving is interrupted: `swap` stops one and starts another; `start` has nothing serving before.
+
+    `none` also where the new one is started beside the old one.
+    """
     back: bool = False
     """Whether what is stopped comes back afterwards, which is a second swap: a first validation."""
+    downtime_kind: Text = ""
+    """What it is compared with: strategy, engine, backend and the model's size; empty where nothing is interrupted."""
+    downtime_ms: Count | None = None
+    """Milliseconds that changes of this kind took here, at the median; absent where none was measured yet."""
+    downtime_measured: Count = 0
+    """How many were measured."""
 
 
 class Plan(Document):

@@ -9,6 +9,8 @@ from schemas.digests import short
 from schemas.plan import (
     Action,
     ArchiveModel,
+    Cost,
+    CreateInstance,
     DownloadModel,
     Explanation,
     Held,
@@ -48,6 +50,7 @@ _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     ArchiveModel: ("~", "archive"),
     SetModelState: ("~", "state"),
     StopInstance: ("-", "stop"),
+    CreateInstance: ("~", "create"),
     StartInstance: ("+", "start"),
     ValidateModel: ("~", "validate"),
     RemoveModel: ("-", "remove"),
@@ -78,7 +81,7 @@ def _about(action: Action) -> str:
     if isinstance(action, StopInstance):
         drain = f", drained for at most {action.drain} s" if action.drain else ""
         return f"{action.instance}  ({action.backend}{drain})"
-    if isinstance(action, StartInstance | ValidateModel):
+    if isinstance(action, CreateInstance | StartInstance | ValidateModel):
         target = action.target
         return f"{target.model}  on {target.engine} {target.version} ({target.backend})"
     if isinstance(action, InstallEnvironment | VerifyEnvironment | RemoveEnvironment):
@@ -168,8 +171,26 @@ def _costs(plan: Plan) -> list[str]:
         "swap": "Serving is interrupted by one swap, after everything else has been secured.",
         "start": "Nothing serves before; the runtime is started.",
     }
+    strategies = {
+        "overlap": "The replacement starts beside what serves: ",
+        "replace": "What serves is stopped before its replacement starts: ",
+    }
+    lines += [
+        f"{strategies[action.strategy]}{action.strategy_reason}."
+        for action in plan.actions
+        if isinstance(action, StartInstance) and action.strategy != "first"
+    ]
     back = " What is stopped comes back afterwards: a second swap." if cost.back else ""
-    return [*lines, downtime[cost.downtime] + back]
+    return [*lines, downtime[cost.downtime] + back, *_prediction(cost)]
+
+
+def _prediction(cost: Cost) -> list[str]:
+    if not cost.downtime_kind:
+        return []
+    if cost.downtime_ms is None:
+        return ["How long that takes here was not measured yet."]
+    times = f"{cost.downtime_measured} time{'s' if cost.downtime_measured != 1 else ''}"
+    return [f"Predicted downtime {duration(cost.downtime_ms / 1000)}: the median of what it took here, {times}."]
 
 
 def status_text(status: NodeStatus, now: datetime) -> str:

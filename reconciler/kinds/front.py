@@ -138,6 +138,8 @@ def _has_receipt(situation: Situation, target: ServingTarget, instance: Instance
 
 
 def _stays(draft: Draft, instance: Instance) -> bool:
+    if instance in draft.retiring:
+        return False
     return not any(isinstance(item, StopInstance) and item.instance == instance.name for item in draft.actions)
 
 

@@ -110,6 +110,8 @@ class ContainerEngine:
         self._ports = ports
         self._loaded = loaded
         self._local = threading.local()
+        self._ids: dict[str, str] = {}
+        """By name: the id of a container with this node's marks, as it was last seen. Ids are never used again."""
 
     # --- looking --------------------------------------------------------------------------------------------------
 
@@ -129,17 +131,18 @@ class ContainerEngine:
 
     def is_peer(self, name: str, pid: int) -> bool:
         """Whether a process lives in the container's control group."""
+        known = self._ids.get(name)
+        if known is not None and _lives_in(pid, known):
+            # Its group is named after the container: whoever lives there needs no asking.
+            return True
         with self._translated():
             detail = self._detail(name)
         if detail is None or not detail["State"].get("Running"):
             return False
         if pid == int(detail["State"].get("Pid") or 0):
             return True
-        try:
-            with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - a kernel file
-                return str(detail["Id"]) in file.read(2**16)
-        except OSError:
-            return False
+        self._ids[name] = str(detail["Id"])
+        return _lives_in(pid, self._ids[name])
 
     def output(self, name: str, *, limit: int) -> str:
         """The end of what the container printed."""
@@ -292,6 +295,7 @@ class ContainerEngine:
             self._keep_output(name, detail)
             with suppress(docker.errors.NotFound):
                 self._api.remove_container(name, v=True, force=True)
+            self._ids.pop(name, None)
             socket_folder.release(Path(detail["Config"]["Labels"][f"{LABEL}socket-folder"]), self._ports.processes)
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -449,10 +453,19 @@ class ContainerEngine:
             return
         kept = bytearray()
         bound = min(int(limit) if limit.isdigit() else OUTPUT_LIMIT, 64 * OUTPUT_LIMIT)
-        for part in self._api.logs(name, stdout=True, stderr=True, stream=True):
+        for part in self._api.logs(name, stdout=True, stderr=True, stream=True, follow=False):
             kept += part
             del kept[:-bound]
         self._ports.files.write(Path(folder) / "output.log", bytes(kept), mode=0o600)
+
+
+def _lives_in(pid: int, container: str) -> bool:
+    """Whether a process is in the control group of a container, by its id."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - a kernel file
+            return container in file.read(2**16)
+    except OSError:
+        return False
 
 
 def _health(text: str) -> Health:

@@ -94,7 +94,7 @@ class SwappingNode(SimulatedNode):
         self.sequence = 0
         self.folders = {manifest_digest(key): place for key, place in self.models.items()}
         probed = ProbedDocuments()
-        config = node(backends={"native": {"allowUnenforced": WEAKER}})
+        config = node(backends={"native": {"allowUnenforced": WEAKER}}, policy={"overlap": True})
         super().__init__(folder / "state", config=config, documents=probed)
         for key, place in self.models.items():
             native = NativeNode(folder / key[0])
@@ -136,19 +136,24 @@ class SwappingNode(SimulatedNode):
         self.node = replace(self.node, adapters=adapters)
         self.reconciler._node = self.node
 
-    def wish(self, key: str, **fields: Any) -> SnapshotDocument:
+    def wish(self, key: str, *, overlap: bool = False, **fields: Any) -> SnapshotDocument:
         """The next snapshot: one of the models serves.
 
         Args:
             key: `name:version`.
+            overlap: whether it may be started beside the other one.
             fields: of the runtime that differ.
         """
         self.sequence += 1
         self.real_clock.ahead += timedelta(minutes=11)
         native = LlamaCppEngine().native()
         assert native is not None
-        allowed = {"allowUnenforced": WEAKER}
-        spec = runtime(version=native.version, isolation=allowed, engineArgs=json.loads(small().to_json()), **fields)  # type: ignore[attr-defined]
+        spec = runtime(
+            version=native.version,
+            isolation={"allowUnenforced": WEAKER, "overlap": overlap},
+            engineArgs=json.loads(small().to_json()),  # type: ignore[attr-defined]
+            **{"resources": {"memory": "256MiB"}, **fields},
+        )
         return snapshot(
             models=tuple(model(name[0]) for name in self.models),
             runtimes=(spec,),
