@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from runtime.interfaces import Backend, Engine, EngineConnection, InstanceSpec
     from schemas.ports import Clock, Stop
 
+HEALTH_SECONDS: Final = 5.0
 READY_POLL_SECONDS: Final = 0.05
 """Between two looks at a starting engine: llama.cpp is ready 0.1 s after its start, and one look costs 1 ms."""
 
@@ -41,7 +42,7 @@ def start_instance(
     timeouts = spec.target.timeouts
     started = moved = clock.monotonic()
     printed = ""
-    while not _is_ready(engine, connection):
+    while not _is_ready(engine, connection, spec.launch.health):
         seen = backend.inspect(spec.name)
         output = backend.output(spec.name, limit=OUTPUT_IN_ERRORS)
         if seen is None or seen.status == "exited":
@@ -58,8 +59,10 @@ def start_instance(
             raise BackendUnavailable("stopped while the engine was starting")
 
 
-def _is_ready(engine: Engine, connection: EngineConnection) -> bool:
+def _is_ready(engine: Engine, connection: EngineConnection, health: str) -> bool:
     try:
+        if health:
+            connection.read(health, timeout=HEALTH_SECONDS)
         return engine.ready(connection)
     except EngineUnreachable:
         # Not listening yet; whether it still runs is asked next.
