@@ -38,7 +38,7 @@ def native(runtimes: Path, tmp_path: Path) -> Iterator[VllmNode]:
 def contained(runtimes: Path, docker_host: str, registry: str, tmp_path: Path) -> Iterator[ContainerVllmNode]:
     """The same with containers."""
     with one_vllm():
-        made = ContainerVllmNode(tmp_path, runtimes, host=docker_host, image=vllm_image(registry, runtimes))
+        made = ContainerVllmNode(tmp_path, host=docker_host, image=vllm_image(registry, runtimes))
         yield made
         made.take_apart()
 
@@ -51,7 +51,7 @@ def said(seed: int) -> tuple[int, ...]:
 def errors(result: PassResult) -> list[tuple[str, str, str]]:
     """What went wrong in a pass: the action, the reason, and the words."""
     wrong = [(outcome.action, outcome.error) for outcome in result.outcomes if outcome.error]
-    return [(action.subject, error.reason, error.message) for action, error in wrong]
+    return [(action.id, error.reason, error.message) for action, error in wrong]
 
 
 def swap_and_go_back(vllm: VllmNode) -> None:

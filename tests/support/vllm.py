@@ -258,12 +258,11 @@ class VllmNode(SimulatedNode):
 class ContainerVllmNode(VllmNode):
     """The same in containers of Docker, whose image holds the same packages."""
 
-    def __init__(self, folder: Path, runtimes: Path, *, host: str, image: str) -> None:
+    def __init__(self, folder: Path, *, host: str, image: str) -> None:
         """Write the models; nothing runs yet.
 
         Args:
             folder: for everything.
-            runtimes: where environments are.
             host: the engine's address, `unix://PATH`.
             image: vLLM's, by digest.
         """
@@ -272,7 +271,8 @@ class ContainerVllmNode(VllmNode):
         # Containers are the engine's, which all tests share: this node is no other test's.
         self.own_id = "0x" + uuid.uuid4().hex + "0" * 8
         self.weaker = () if socket_folder.can_cap() else ("socket-size",)
-        super().__init__(folder, runtimes)
+        # Never the one that tests share: a node removes every environment that its snapshot does not name.
+        super().__init__(folder, folder / "runtimes")
 
     def settings(self) -> NodeConfig:
         """The node's own."""
