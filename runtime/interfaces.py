@@ -66,6 +66,10 @@ class Launch:
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    program: bool = False
+    """In a container: whether `argv` begins with the program. Otherwise the image's entry point is the program."""
+    health: str = ""
+    """Path that has to answer before the engine is asked whether it is ready; empty where the engine itself knows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from runtime.interfaces import Backend, Engine, EngineConnection, InstanceSpec
     from schemas.ports import Clock, Stop
 
+HEALTH_SECONDS: Final = 5.0
+
 READY_POLL_SECONDS: Final = (0.005, 0.25)
 """Shortest and longest time between two questions whether an engine is ready. llama.cpp is within 0.1 s, and a socket
 that is not there yet costs 0.1 ms to ask."""
@@ -49,7 +51,7 @@ def start_instance(
     timeouts = spec.target.timeouts
     started = moved = clock.monotonic()
     printed, looked = "", float("-inf")
-    while not _is_ready(engine, connection):
+    while not _is_ready(engine, connection, spec.launch.health):
         now = clock.monotonic()
         shortest, longest = READY_POLL_SECONDS
         if stop.wait(min(max((now - started) * READY_POLL_SHARE, shortest), longest)):
@@ -70,8 +72,10 @@ def start_instance(
             raise NotReadyInTime(f"no sign of progress for {timeouts.stall} s{_quoted(output)}")
 
 
-def _is_ready(engine: Engine, connection: EngineConnection) -> bool:
+def _is_ready(engine: Engine, connection: EngineConnection, health: str) -> bool:
     try:
+        if health:
+            connection.read(health, timeout=HEALTH_SECONDS)
         return engine.ready(connection)
     except EngineUnreachable:
         # Not listening yet; whether it still runs is asked next.

@@ -171,6 +171,35 @@ class VllmArgs(Frozen):
     """Memory for attention keys and values on a machine without a GPU, in whole GiB; vLLM chooses when absent."""
 
 
+SHELLS = frozenset({"ash", "bash", "csh", "dash", "fish", "ksh", "mksh", "sh", "tcsh", "zsh"})
+
+
+class OpenAIArgs(Frozen):
+    """How an image with any OpenAI-compatible server is started and asked. Nothing of it passes through a shell."""
+
+    command: Annotated[
+        tuple[Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")], ...],
+        Field(min_length=1, max_length=128),
+    ]
+    """The server's program, by its path in the image, and its arguments; the image's entry point is not used. In each,
+    `{model}` stands for the folder with the model's files, `{socket}` for the unix socket that it must listen on (both
+    must be there), and `{name}` for the name that clients call the model by."""
+    health: Annotated[str, StringConstraints(max_length=256, pattern=r"^/[A-Za-z0-9._~/-]*$")] = "/health"
+    """Path that answers 200 once requests are served, and not before."""
+    formats: Annotated[tuple[Literal["gguf", "safetensors"], ...], Field(min_length=1, max_length=2)]
+    """Formats of models that it loads."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> OpenAIArgs:
+        program = self.command[0]
+        if not program.startswith("/") or program.rpartition("/")[2] in SHELLS:
+            raise ValueError("the command's first word is not the path of a program in the image, or is a shell")
+        for placeholder in ("{model}", "{socket}"):
+            if not any(placeholder in word for word in self.command[1:]):
+                raise ValueError(f"the command's arguments do not say {placeholder}")
+        return self
+
+
 class _RuntimeBase(Frozen):
     name: Name
     """Referred to by assignments."""
@@ -220,8 +249,23 @@ class VllmRuntime(_RuntimeBase):
     """Arguments of the engine."""
 
 
-RuntimeSpec = Annotated[LlamaCppRuntime | VllmRuntime, Field(discriminator="engine")]
-EngineArgs = LlamaCppArgs | VllmArgs
+class OpenAIRuntime(_RuntimeBase):
+    """Any OpenAI-compatible server, in a container."""
+
+    engine: Literal["openai"]
+    """The engine."""
+    engine_args: OpenAIArgs
+    """How it is started and asked."""
+
+    @model_validator(mode="after")
+    def _is_contained(self) -> OpenAIRuntime:
+        if self.modes != ("container",):
+            raise ValueError("an OpenAI-compatible image runs in a container only")
+        return self
+
+
+RuntimeSpec = Annotated[LlamaCppRuntime | VllmRuntime | OpenAIRuntime, Field(discriminator="engine")]
+EngineArgs = LlamaCppArgs | VllmArgs | OpenAIArgs
 
 
 # --- models -------------------------------------------------------------------------------------------------------

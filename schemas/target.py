@@ -13,6 +13,7 @@ from schemas.snapshot import (
     Isolation,
     LlamaCppArgs,
     Mode,
+    OpenAIArgs,
     Resources,
     Timeouts,
     VllmArgs,
@@ -20,7 +21,7 @@ from schemas.snapshot import (
 
 BackendName = Literal["docker", "podman", "native", "simulated"]
 
-_ARGS: dict[str, type[EngineArgs]] = {"llamacpp": LlamaCppArgs, "vllm": VllmArgs}
+_ARGS: dict[str, type[EngineArgs]] = {"llamacpp": LlamaCppArgs, "vllm": VllmArgs, "openai": OpenAIArgs}
 
 
 class FrontLimits(Frozen):
@@ -55,7 +56,7 @@ class ServingTarget(Frozen):
     """Native mode: digest of the installed environment."""
     lock: FileRef | None = None
     """Native mode in an environment of its own: the lock that it is installed from; the environment stands for it."""
-    engine_args: LlamaCppArgs | VllmArgs
+    engine_args: LlamaCppArgs | VllmArgs | OpenAIArgs
     """Typed arguments of the engine."""
     isolation: Isolation
     """Restrictions."""

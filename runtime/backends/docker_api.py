@@ -264,7 +264,8 @@ class ContainerEngine:
             config = self._api.create_container_config(
                 # By its reference where the engine knows that, which is what people then see in its lists.
                 image=spec.target.image if spec.target.image in (image.get("RepoDigests") or ()) else image["Id"],
-                command=list(spec.launch.argv),
+                command=list(spec.launch.argv[1:] if spec.launch.program else spec.launch.argv),
+                entrypoint=list(spec.launch.argv[:1]) if spec.launch.program else None,
                 environment={**spec.launch.env, "NVIDIA_VISIBLE_DEVICES": ",".join(spec.gpus) or "void"},
                 user=RUN_AS,
                 labels=self._labels(spec),

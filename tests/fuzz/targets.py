@@ -32,6 +32,7 @@ from reconciler.published import read_status
 from reconciler.state_dir import StateDir
 from runtime import connection
 from runtime.engines.llamacpp import LlamaCppEngine
+from runtime.engines.openai import OpenAIEngine
 from runtime.engines.vllm import VllmEngine
 from runtime.host import DurableFiles, SystemClock, host_ports
 from runtime.interfaces import Model
@@ -393,6 +394,7 @@ class Engine:
     b'{"status": "ok", "prompt": "x", "tokens": [1, 2]}',
     b'{"tokens": [-1, true, 1e400]}',
     b"[" * 200,
+    b'{"data": [{"id": "m"}], "usage": {"prompt_tokens": 1}, "choices": [{"message": {"content": "x"}}]}',
     b'vllm:num_requests_running{engine="0"} 1e300\nllamacpp:requests_processing 1e\n',
 )
 def engine_answer(content: bytes) -> None:
@@ -404,6 +406,8 @@ def engine_answer(content: bytes) -> None:
         lambda: engine.greedy(answering, (1,), tokens=4),
         lambda: engine.activity(answering),
         lambda: VllmEngine().activity(answering),
+        lambda: OpenAIEngine().render(answering, ()),
+        lambda: OpenAIEngine().greedy(answering, b'{"messages": []}', tokens=4),
     ):
         with suppress(ReconcileError):
             ask()
