@@ -141,11 +141,13 @@ def cli(
         raise click.UsageError("--interval goes with --watch")
     if ignore_window and watch:
         raise click.UsageError("--ignore-window is for one pass, not for --watch")
-    from reconciler.cli.node import run_pass
+    if watch:
+        from reconciler.cli.daemon import stay
 
-    return run_pass(
-        config_file=config_file, watch=watch, interval=interval, ignore_window=ignore_window, as_json=as_json
-    )
+        return stay(config_file, interval, as_json=as_json)
+    from reconciler.cli.passes import run_once
+
+    return run_once(config_file, ignore_window=ignore_window, as_json=as_json)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ carry labels of its own; whose it is, the journal says.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,7 @@ from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
 from schemas.observation import Absent, Instance, Present, Unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from runtime.backends.loaded_images import LoadedImages
     from runtime.interfaces import InstanceSpec, Progress
@@ -56,6 +56,13 @@ OPEN_FILES: Final = 1024
 
 OUTPUT_LIMIT: Final = 2**20
 LABEL: Final = "org.inference-reconciler."
+
+FOLLOW_FIRST_SECONDS: Final = 0.5
+FOLLOW_LAST_SECONDS: Final = 60.0
+"""First and longest wait before an engine's events are asked for again."""
+
+_EVENTS: Final = ("die", "destroy", "oom", "pause", "unpause", "rename", "update", "health_status")
+"""What happens to a container by somebody else's hand, or by itself. Its start is always ours."""
 
 _STATUS: Final[dict[str, InstanceStatus]] = {
     "created": "created",
@@ -427,6 +434,52 @@ class ContainerEngine:
             kept += part
             del kept[:-bound]
         self._ports.files.write(Path(folder) / "output.log", bytes(kept), mode=0o600)
+
+
+class ContainerEvents:
+    """A `runtime.interfaces.Follower` over an engine's event stream, for this node's containers only."""
+
+    def __init__(self, *, socket: str, network: str, node_id: str) -> None:
+        """Describe it; nothing is connected yet.
+
+        Args:
+            socket: path of the engine's unix socket.
+            network: the network of this node.
+            node_id: this node.
+        """
+        self._socket = socket
+        marks = [f"{LABEL}network={network}", f"{LABEL}node={node_id}"]
+        self._filters = {"type": ["container"], "event": list(_EVENTS), "label": marks}
+        self._closed = threading.Event()
+        self._stream: Any = None
+
+    def follow(self, changed: Callable[[], None]) -> None:
+        """Tell of each event; connects again when the engine was restarted, and tells of that as well."""
+        failures = 0
+        while not self._closed.is_set():
+            try:
+                client = docker.APIClient(base_url=f"unix://{self._socket}", version="auto", timeout=API_SECONDS)
+                with closing(client):
+                    self._stream = client.events(filters=self._filters, decode=True)
+                    # What happened before is over; a pass that was under way meanwhile may have missed it.
+                    changed()
+                    failures = 0
+                    for _ in self._stream:
+                        changed()
+            except (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError):
+                # Passes say what is wrong with the engine; here it is only worth another try.
+                failures += 1
+            self._closed.wait(min(FOLLOW_FIRST_SECONDS * 2 ** min(failures, 8), FOLLOW_LAST_SECONDS))
+
+    def renew(self) -> None:
+        """The filter knows new containers by itself."""
+
+    def close(self) -> None:
+        """End the stream."""
+        self._closed.set()
+        if self._stream is not None:
+            with suppress(OSError, AttributeError, docker.errors.DockerException):
+                self._stream.close()
 
 
 def _health(text: str) -> Health:
