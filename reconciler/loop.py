@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from reconciler.desired import Desired
+from reconciler.ending import stop_instances
 from reconciler.executor import execute
 from reconciler.kinds.base import Situation
 from reconciler.kinds.runtime import serving_instance
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from reconciler.status import SourceReport
     from reconciler.tempo import Next, Tempo
     from runtime.interfaces import Front, HardwareProbe
+    from schemas.errors import ReconcileError
     from schemas.manifest import ManifestDocument
     from schemas.node import NodeConfig
     from schemas.observation import FrontSeen, Observation, Observed
@@ -255,6 +257,10 @@ class Reconciler:
         """Record what the look has found: proof of what has changed since counts no longer, whatever is done next."""
         void = [VoidReceipts(item.manifest, item.cause, item.subject) for item in observed.memory.stale]
         self._node.journal.apply(void, self._node.adapters.ports.clock.now())
+
+    def stop_runtime(self) -> list[ReconcileError]:
+        """Stop what runs here; what could not be stopped, and why."""
+        return stop_instances(self._node, self._reporter)
 
     def _drop_idle_checks(self, observed: Observed) -> None:
         """Forget that somebody wants a model to be hashed that is no longer stored: there is nothing to hash."""

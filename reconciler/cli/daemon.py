@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from reconciler.cli import wiring
 from reconciler.cli.passes import opened, serve_imports, state_of
 from reconciler.control import CONTROL_SOCKET, Audience, listening
+from reconciler.service import Pulse, notify
 from reconciler.tempo import Tempo
 from reconciler.triggers import Sights, triggers
 from reconciler.verbs import record
@@ -31,8 +32,14 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("reconcile")
 
 
-def stay(config_file: str | None, interval: int | None, *, as_json: bool) -> int:
-    """Make passes until told to end; returns the exit code.
+def stay(config_file: str | None, interval: int | None, *, stop_runtime: bool, as_json: bool) -> int:
+    """Make passes until told to end, and leave the runtime serving; returns the exit code.
+
+    Args:
+        config_file: where the configuration is; None looks for it.
+        interval: seconds between polls; None as the configuration says.
+        stop_runtime: stop the runtime in the end.
+        as_json: whether progress is for programs.
 
     Raises:
         ConfigError: there is no configuration that can be used, and there was none before.
@@ -43,7 +50,12 @@ def stay(config_file: str | None, interval: int | None, *, as_json: bool) -> int
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     wake = Wake()
     wake.on_signals()
-    return _Daemon(wiring.config_path(config_file), wake, interval, as_json=as_json).run()
+    daemon = _Daemon(wiring.config_path(config_file), wake, interval, as_json=as_json)
+    code = daemon.run()
+    notify("STOPPING=1")
+    if stop_runtime:
+        daemon.stop_runtime()
+    return code
 
 
 class _Daemon:
@@ -57,24 +69,37 @@ class _Daemon:
         self._error = ""
         self._audience = Audience(self._record, wake)
         self._changes = _Changes(as_json=as_json)
+        self._pulse = Pulse()
 
     def run(self) -> int:
         """Make passes until told to end."""
         try:
-            while not self._wake.is_set():
-                self._wake.reload = False
-                try:
-                    self._stay()
-                except ConfigError as error:
-                    # Found in use only: a user that does not exist, say.
-                    if self._proven is None or self._config is self._proven:
-                        raise
-                    self._config = self._refused(error, self._proven)
-                    continue
-                self._read()
+            with self._pulse.watched():
+                while not self._wake.is_set():
+                    self._wake.reload = False
+                    try:
+                        self._stay()
+                    except ConfigError as error:
+                        # Found in use only: a user that does not exist, say.
+                        if self._proven is None or self._config is self._proven:
+                            raise
+                        self._config = self._refused(error, self._proven)
+                        continue
+                    self._read()
         finally:
             self._audience.dismiss(DaemonUnreachable("the daemon was told to end", hint="start it again, or ask later"))
         return 0
+
+    def stop_runtime(self) -> None:
+        """Stop what runs here, as a recorded pass of its own; what cannot be stopped now is left, and said."""
+        config = self._config
+        state = state_of(config)
+        with state.lock(), opened(config, Wake(), as_json=self._as_json) as reconciler:
+            for refused in reconciler.stop_runtime():
+                LOG.error("%s: %s", refused.reason, refused.message)
+            front = wiring.build_front(config, state, wiring.host())
+            if front is not None:
+                front.stop()
 
     def _read(self) -> None:
         if self._wake.is_set():
@@ -108,19 +133,30 @@ class _Daemon:
             triggers(wake, sights) as renew,
         ):
             self._proven = config
+            # It means that the node is looked after, whatever state it is in: a bad snapshot restarts no daemon.
+            notify("READY=1")
+
+            def rest() -> None:
+                renew()
+                self._pulse.rest()
+
             watch(
                 lambda: self._pass(config, reconciler),
                 wake=wake,
                 tempo=tempo,
                 clock=SystemClock(),
                 reported=self._changes,
-                resting=renew,
+                resting=rest,
                 idle=reconciler.idle,
             )
 
     def _pass(self, config: NodeConfig, reconciler: Reconciler) -> PassResult:
+        self._pulse.beat()
         serve_imports(config, self._wake)
-        return self._audience.serve(lambda ignore: reconciler.run_pass(ignore_windows=ignore))
+        result = self._audience.serve(lambda ignore: reconciler.run_pass(ignore_windows=ignore))
+        ready = result.status.condition("Ready")
+        notify(f"STATUS={f'{ready.reason}: {ready.message}'[:200] if ready is not None else ''}")
+        return result
 
     def _record(self, question: Question) -> int:
         """Record what somebody wants; called by the threads that serve the control socket."""
@@ -131,25 +167,28 @@ class _Daemon:
         audience = self._audience
 
         def both(subject: str, done: int, total: int) -> None:
+            self._pulse.beat()
             advance(subject, done, total)
             audience.advance(subject, done, total)
 
-        return _Both(reporter, audience), both
+        return _All(self._pulse, reporter, audience), both
 
 
-class _Both:
-    """A reporter that tells two."""
+class _All:
+    """A reporter that tells several, and shows a sign of life."""
 
-    def __init__(self, first: Reporter, second: Reporter) -> None:
-        self._reporters = (first, second)
+    def __init__(self, pulse: Pulse, *reporters: Reporter) -> None:
+        self._pulse, self._reporters = pulse, reporters
 
     def started(self, action: Action) -> None:
         """An action begins."""
+        self._pulse.beat()
         for reporter in self._reporters:
             reporter.started(action)
 
     def finished(self, outcome: Outcome) -> None:
         """An action ended, or was skipped."""
+        self._pulse.beat()
         for reporter in self._reporters:
             reporter.finished(outcome)
 

@@ -61,8 +61,11 @@ FOLLOW_FIRST_SECONDS: Final = 0.5
 FOLLOW_LAST_SECONDS: Final = 60.0
 """First and longest wait before an engine's events are asked for again."""
 
-_EVENTS: Final = ("die", "destroy", "oom", "pause", "unpause", "rename", "update", "health_status")
-"""What happens to a container by somebody else's hand, or by itself. Its start is always ours."""
+PAUSED: Final = "it was paused by somebody else"
+
+_EVENTS: Final = ("die", "destroy", "oom", "pause", "unpause", "rename", "update", "health_status", "died", "remove")
+"""What happens to a container by somebody else's hand, or by itself. Its start is always ours. The last two are Podman's
+words: its filter knows no others, although it answers in Docker's."""
 
 _STATUS: Final[dict[str, InstanceStatus]] = {
     "created": "created",
@@ -262,6 +265,9 @@ class ContainerEngine:
         if self.inspect(name) is None:
             return
         with self._translated(timeout=grace + API_SECONDS) as api:
+            with suppress(docker.errors.APIError):
+                # A frozen process hears no signal, and Podman refuses to stop one. Refused where it is not paused.
+                api.unpause(name)
             api.stop(name, timeout=max(int(grace), 1))
 
     def remove(self, name: str) -> None:
@@ -330,13 +336,16 @@ class ContainerEngine:
         if status == "exited":
             detail = self._detail(name)
             return self._instance(detail) if detail is not None else None
+        paused = str(item.get("State")).lower() == "paused"
         return Instance(
             name=name,
             intent=labels.get(f"{LABEL}intent", ""),
             backend=self.name,
             spec_digest=labels.get(f"{LABEL}spec", ""),
             status=status,
-            health=_health(str(item.get("Status", ""))),
+            # We never pause: whoever did took the runtime from its clients, although it runs.
+            health="unhealthy" if paused else _health(str(item.get("Status", ""))),
+            detail=PAUSED if paused else "",
             started_at=_created(item.get("Created")),
         )
 
@@ -347,6 +356,9 @@ class ContainerEngine:
         notes = ["out of memory"] if state.get("OOMKilled") else []
         if code is not None:
             notes.append(f"signal {code - 128}" if code > 128 else f"exit code {code}")  # noqa: PLR2004 - by convention
+        paused = str(state.get("Status")).lower() == "paused"
+        if paused:
+            notes.append(PAUSED)
         if state.get("Error"):
             notes.append(str(state["Error"])[:200])
         health = (state.get("Health") or state.get("Healthcheck") or {}).get("Status") or ""
@@ -356,7 +368,7 @@ class ContainerEngine:
             backend=self.name,
             spec_digest=labels.get(f"{LABEL}spec", ""),
             status=status,
-            health=_health(f"({health})"),
+            health="unhealthy" if paused else _health(f"({health})"),
             exit_code=code,
             detail=", ".join(notes),
             started_at=_time(state.get("StartedAt")),
