@@ -64,7 +64,7 @@ FOLLOW_LAST_SECONDS: Final = 60.0
 PAUSED: Final = "it was paused by somebody else"
 
 _EVENTS: Final = ("die", "destroy", "oom", "pause", "unpause", "rename", "update", "health_status", "died", "remove")
-"""What happens to a container by somebody else's hand, or by itself. Its start is always ours. The last two are Podman's
+"""What happens to a container by itself or by somebody else's hand. Its start is always ours. The last two are Podman's
 words: its filter knows no others, although it answers in Docker's."""
 
 _STATUS: Final[dict[str, InstanceStatus]] = {
