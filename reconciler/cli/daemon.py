@@ -131,6 +131,7 @@ class _Daemon:
             wired as reconciler,
             listening(state.run / CONTROL_SOCKET, self._audience),
             triggers(wake, sights) as renew,
+            wiring.observed(config, lambda: self._pass(config, reconciler)) as run_pass,
         ):
             self._proven = config
             # It means that the node is looked after, whatever state it is in: a bad snapshot restarts no daemon.
@@ -141,7 +142,7 @@ class _Daemon:
                 self._pulse.rest()
 
             watch(
-                lambda: self._pass(config, reconciler),
+                run_pass,
                 wake=wake,
                 tempo=tempo,
                 clock=SystemClock(),
