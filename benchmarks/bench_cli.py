@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks.conftest import Figure, environment, paired, reconcile
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-from demo import NATIVE_IS_WEAKER, Demo
-from model_server import serving
+from benchmarks.nodes import demo_node, idle_pass_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from benchmarks.nodes import Demo
 
 PASSES = 200
 
@@ -29,22 +24,8 @@ PASSES = 200
 @pytest.fixture(scope="module")
 def converged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """A native node on which a small model serves."""
-    folder = tmp_path_factory.mktemp("bench")
-    demo = Demo(folder, "native")
-    os.environ["RECONCILE_CONFIG"] = str(demo.config)
-    demo.make_models()
-    with serving(folder / "mirror") as demo.mirror:
-        demo.found_network()
-        weaker = [part for name in NATIVE_IS_WEAKER for part in ("--allow-unenforced", name)]
-        demo.run(
-            *("init", "--network", "demo", "--repository", f"file://{demo.repo}", "--yes"),
-            *("--state-dir", str(folder / "node"), "--config", str(demo.config)),
-            *("--allow-http", "--allow-private", "--backend", "native", *weaker),
-            quiet=True,
-        )
-        demo.run()
+    with demo_node(tmp_path_factory.mktemp("bench")) as demo:
         yield demo
-        demo.stop_runtime()
 
 
 def test_help_seconds(figure: Figure) -> None:
@@ -75,29 +56,4 @@ def _terraform(folder: Path) -> tuple[list[str], str]:
 
 def test_pass_noop_cpu_ms(converged: Demo, figure: Figure) -> None:
     """A pass of a running daemon with nothing to do: processor time of the agent and of the git that it starts."""
-    from reconciler.cli import wiring
-    from reconciler.cli.progress import LineDisplay
-    from reconciler.loop import Reconciler
-    from reconciler.state_dir import StateDir
-
-    config = wiring.load_config(converged.config)
-    journal = wiring.open_journal(StateDir(Path(config.state_dir)), readonly=False)
-    node = wiring.build_node(config, journal, ports=wiring.host(), progress=lambda *_: None)
-    reconciler = Reconciler(node, wiring.build_source(node), LineDisplay())
-    for _ in range(5):
-        assert reconciler.run_pass().outcomes == ()
-    samples = []
-    for _ in range(PASSES):
-        before = _cpu()
-        result = reconciler.run_pass()
-        samples.append((_cpu() - before) * 1000)
-        assert (result.exit_code, result.outcomes) == (0, ())
-    journal.close()
-    figure("pass_noop_cpu_ms", statistics.median(samples), "ms", goal="< 20")
-
-
-def _cpu() -> float:
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    )
+    figure("pass_noop_cpu_ms", idle_pass_ms(converged, models=1, passes=PASSES), "ms", goal="< 20")

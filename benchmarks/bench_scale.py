@@ -5,32 +5,29 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks.conftest import Figure, environment, paired, run_once
+from benchmarks.nodes import idle_pass_ms
 from benchmarks.scaled import NETWORK, ScaledNode, scaled_node
 from desired_state.git_source import GitSettings, GitSource
 from desired_state.load import load_candidate
 from desired_state.trust import accept_snapshot, verify_first, walk
 from desired_state.watermark import Mark
 from reconciler.cli import wiring
-from reconciler.cli.progress import LineDisplay
 from reconciler.documents import bound_documents
-from reconciler.loop import Reconciler
-from reconciler.state_dir import StateDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
 MODELS = 1_000
 """Models, and resources of the peer."""
@@ -298,24 +295,4 @@ def _exponent(points: Sequence[tuple[int, float]]) -> float:
 def test_pass_noop_100_cpu_ms(single: ScaledNode, figure: Figure) -> None:
     """A pass of a running daemon over 100 models with nothing to do: processor time of the agent and its git."""
     single.grow(100)
-    config = wiring.load_config(single.demo.config)
-    journal = wiring.open_journal(StateDir(Path(config.state_dir)), readonly=False)
-    node = wiring.build_node(config, journal, ports=wiring.host(), progress=lambda *_: None)
-    reconciler = Reconciler(node, wiring.build_source(node), LineDisplay())
-    for _ in range(5):
-        assert reconciler.run_pass().outcomes == ()
-    samples = []
-    for _ in range(PASSES):
-        before = _cpu()
-        result = reconciler.run_pass()
-        samples.append((_cpu() - before) * 1000)
-        assert (result.exit_code, result.outcomes, len(result.status.models)) == (0, (), 100)
-    journal.close()
-    figure("pass_noop_100_cpu_ms", statistics.median(samples), "ms", goal="< 10")
-
-
-def _cpu() -> float:
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    )
+    figure("pass_noop_100_cpu_ms", idle_pass_ms(single.demo, models=100, passes=PASSES), "ms", goal="< 10")

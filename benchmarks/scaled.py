@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from demo import SIGNERS, Demo
 
 from benchmarks.conftest import environment, reconcile
+from benchmarks.nodes import demo_node
 from desired_state import layout
 from desired_state.document import SNAPSHOT_LIMIT, parse
 from desired_state.keys import load_key
@@ -37,11 +38,6 @@ from schemas.digests import PREFIX, digest_bytes, digest_text
 from schemas.manifest import PIECE_SIZE
 from schemas.observation import ModelRecord
 from schemas.snapshot import SnapshotDocument
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-from demo import NATIVE_IS_WEAKER, SIGNERS, Demo
-from model_server import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +74,7 @@ class ScaledNode:
         """List `count` models in all, install them, and put the snapshot in force."""
         added = [self._add(f"model-{number:05}") for number in range(len(self.models) + 1, count)]
         self._install(added)
-        self._publish()
+        self.publish()
         done = subprocess.run(
             [reconcile(), "--config", str(self.demo.config)],
             capture_output=True,
@@ -128,7 +124,7 @@ class ScaledNode:
         self.models[f"{name}:v1"] = model
         return model
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
         """List everything, sign with the threshold, commit."""
         path = self.repo / layout.snapshot_file(NETWORK)
         before = path.read_bytes()
@@ -229,19 +225,5 @@ def _unsynced() -> Iterator[None]:
 @contextmanager
 def scaled_node(folder: Path) -> Iterator[ScaledNode]:
     """A node on which one real model serves, ready to grow."""
-    demo = Demo(folder, "native")
-    demo.make_models()
-    with serving(folder / "mirror") as demo.mirror:
-        demo.found_network()
-        weaker = [part for name in NATIVE_IS_WEAKER for part in ("--allow-unenforced", name)]
-        demo.run(
-            *("init", "--network", NETWORK, "--repository", f"file://{demo.repo}", "--yes"),
-            *("--state-dir", str(folder / "node"), "--config", str(demo.config)),
-            *("--allow-http", "--allow-private", "--backend", "native", *weaker),
-            quiet=True,
-        )
-        demo.run()
-    try:
+    with demo_node(folder) as demo:
         yield ScaledNode(demo)
-    finally:
-        demo.stop_runtime()

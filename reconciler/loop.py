@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from reconciler.desired import Desired
+from reconciler.ending import stop_instances
 from reconciler.executor import execute
 from reconciler.kinds.base import Situation
 from reconciler.kinds.runtime import serving_instance
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from reconciler.lookout import Lookout
     from reconciler.state_dir import StateDir
     from reconciler.status import SourceReport
+    from reconciler.tempo import Next, Tempo
     from runtime.interfaces import Backend, Front, HardwareProbe
+    from schemas.errors import ReconcileError
     from schemas.manifest import ManifestDocument
     from schemas.node import NodeConfig
     from schemas.observation import FrontSeen, Instance, Observation, Observed
@@ -166,12 +169,23 @@ class PassResult:
     """Whether it had to repair what no snapshot changed."""
     downtime: float = 0.0
     """Seconds in which nothing served that served before, or would have."""
+    next: Next | None = None
+    """When a daemon looks again; None where there is none."""
 
 
 class Reconciler:
     """Runs passes over one node. Holds no knowledge between them but caches."""
 
-    def __init__(self, node: Node, source: SourceKeeper, reporter: Reporter, lookout: Lookout | None = None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        source: SourceKeeper,
+        reporter: Reporter,
+        lookout: Lookout | None = None,
+        *,
+        tempo: Tempo | None = None,
+        config_error: str = "",
+    ) -> None:
         """Wire the loop; nothing happens yet.
 
         Args:
@@ -179,9 +193,13 @@ class Reconciler:
             source: where that comes from.
             reporter: told what happens.
             lookout: looks for newer snapshots while one is carried out; None where a pass is all that was asked for.
+            tempo: says when a daemon looks next; None for a pass on its own.
+            config_error: why the configuration that was written since is not the one in force; empty when it is.
         """
         self._node = node
         self._lookout = lookout
+        self._tempo = tempo
+        self._config_error = config_error
         self._source = source
         self._reporter = reporter
         self._last_pass: datetime | None = None
@@ -243,8 +261,8 @@ class Reconciler:
         else:
             note = Note("Warning", "NotConverging", f"still not converged after {MAX_ROUNDS} rounds")
             node.journal.apply((note,), ports.clock.now())
-        status, code = self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
-        return PassResult(status, code, tuple(outcomes), plan, drifted, downtime)
+        status, code, coming = self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
+        return PassResult(status, code, tuple(outcomes), plan, drifted, downtime, coming)
 
     def _void_what_is_stale(self, observed: Observed) -> None:
         """Record what the look has found: proof of what has changed since counts no longer, whatever is done next."""
@@ -274,6 +292,10 @@ class Reconciler:
             message = f"a newer snapshot wants something else of this node: gave up {', '.join(left)}"
             node.journal.apply((Note("Normal", "Superseded", message[:1000]),), node.adapters.ports.clock.now())
         return execution, True
+
+    def stop_runtime(self) -> list[ReconcileError]:
+        """Stop what runs here; what could not be stopped, and why."""
+        return stop_instances(self._node, self._reporter)
 
     def _drop_idle_checks(self, observed: Observed) -> None:
         """Forget that somebody wants a model to be hashed that is no longer stored: there is nothing to hash."""
@@ -342,7 +364,7 @@ class Reconciler:
         outcomes: list[Outcome],
         *,
         drifted: bool,
-    ) -> tuple[NodeStatus, int]:
+    ) -> tuple[NodeStatus, int, Next | None]:
         node = self._node
         choice = choose(desired, observed, node.config)
         backend = node.adapters.backends.get(choice.target.backend) if choice.target else None
@@ -366,10 +388,18 @@ class Reconciler:
             front=front_status(node.adapters.front, observed.state.front),
             receipts=self._receipts(),
             every={spec.manifest.digest: spec.validation.every for spec in choice.serve},
+            config_error=self._config_error,
+            next=self._next(report, plan, accepted),
         )
         status = summarise(finding)
         self._publish(status)
-        return status, exit_code(finding, status)
+        return status, exit_code(finding, status), finding.next
+
+    def _next(self, report: SourceReport, plan: Plan, accepted: Accepted | None) -> Next | None:
+        if self._tempo is None:
+            return None
+        expires = accepted.expires_at if accepted is not None else None
+        return self._tempo.after(self._node.adapters.ports.clock.now(), report.error, plan, expires)
 
     def _count_running_time(self, now: datetime, observed: Observed) -> None:
         """Count running time for what is not listed. What it comes to is for the next pass."""
@@ -407,7 +437,9 @@ class Reconciler:
 def _without_times(status: NodeStatus) -> NodeStatus:
     hardware = status.hardware.model_copy(update={"disk_free": 0})
     front = status.front.model_copy(update={"counts": None}) if status.front is not None else None
-    return status.model_copy(update={"updated_at": None, "hardware": hardware, "front": front})
+    # When a daemon looks next moves with every pass; what it looks for does not.
+    following = status.next.model_copy(update={"at": None}) if status.next is not None else None
+    return status.model_copy(update={"updated_at": None, "hardware": hardware, "front": front, "next": following})
 
 
 def front_status(front: Front | None, seen: Observation[FrontSeen] | None) -> FrontStatus | None:

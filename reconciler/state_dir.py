@@ -134,7 +134,7 @@ class StateDir:
                 holder = os.read(descriptor, 32).decode(errors="replace").strip()
                 raise StateLocked(
                     f"another reconciler{f' (process {holder})' if holder else ''} works on {self.root}",
-                    hint="a daemon looks at once when it is told to: `reconcile notify`",
+                    hint="wait until it is done",
                 ) from error
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

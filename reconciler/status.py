@@ -16,6 +16,7 @@ from schemas.status import (
     GpuStatus,
     HardwareStatus,
     ModelStatus,
+    NextStatus,
     NodeStatus,
     ReceiptsStatus,
     ReceiptStatus,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from reconciler.executor import Outcome
     from reconciler.journal import Accepted
+    from reconciler.tempo import Next
     from schemas.errors import ReconcileError
     from schemas.node import NodeConfig
     from schemas.observation import Instance, Observed, Receipt
@@ -87,6 +89,10 @@ class Finding:
     receipts: ReceiptsStatus | None = None
     every: Mapping[str, int] = field(default_factory=dict)
     """By manifest digest: interval of its retests, seconds."""
+    config_error: str = ""
+    """Why the configuration that lies there now is not the one in force; empty when it is."""
+    next: Next | None = None
+    """When a daemon looks again."""
 
 
 def summarise(finding: Finding) -> NodeStatus:
@@ -113,6 +119,9 @@ def summarise(finding: Finding) -> NodeStatus:
         ),
         receipts=finding.receipts,
         held=finding.plan.held,
+        next=NextStatus(at=finding.next.at.replace(microsecond=0), why=finding.next.why[:4096])
+        if finding.next
+        else None,
         hardware=HardwareStatus(
             platform=hardware.platform,
             processor=hardware.processor,
@@ -202,6 +211,8 @@ def _reconciling(finding: Finding) -> tuple[bool | None, str, str]:
 
 
 def _stalled(finding: Finding, serving: ServingStatus | None) -> tuple[bool | None, str, str]:
+    if finding.config_error:
+        return True, "ConfigError", f"the configuration before goes on: {finding.config_error}"
     stuck = [held for held in finding.plan.held if held.until is None and held.reason not in _WAITING]
     if stuck and (finding.role == "none" or serving is None):
         return True, stuck[0].reason, "there is no last known good to go back to"

@@ -1,169 +1,140 @@
-"""What wakes a daemon early: a local repository that moved, a `reconcile notify`. They only say "look now"."""
+"""What wakes a daemon early: a local repository that moved, its configuration, an instance that ended.
+
+They only say "look now": every pass takes the same path, and a burst is one pass. Whoever asks through the control
+socket wakes it as well (`reconciler.control`).
+"""
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import struct
 import threading
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from schemas.errors import SourceUnreachable
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from reconciler.state_dir import StateDir
     from reconciler.watch import Wake
+    from runtime.interfaces import Follower
 
 LOG = logging.getLogger("reconcile")
 
-NOTIFY_SOCKET: Final = "notify.sock"
-_PEER: Final = struct.Struct("3i")
-"""SO_PEERCRED: pid, uid, gid (unix(7))."""
-_ACCEPT_SECONDS: Final = 0.5
-"""How often the listener looks whether it should end."""
+_STEP_MS: Final = 50
+"""How often the library looks whether something came; it sleeps in between, outside the interpreter."""
 _DEBOUNCE_MS: Final = 50
 """A push touches several files within milliseconds; they are one change."""
-_CONNECT_SECONDS: Final = 5
+_END_SECONDS: Final = 5.0
+_PACKED: Final = frozenset({"packed-refs"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sights:
+    """What is looked at."""
+
+    urls: Sequence[str] = ()
+    """The node's repositories; those on this machine are watched."""
+    branch: str = ""
+    config: Path | None = None
+    """The node's configuration; a change of it asks for it to be read again."""
+    instances: Sequence[Follower] = ()
+    """What notices the end of instances."""
 
 
 @contextmanager
-def triggers(wake: Wake, state: StateDir, urls: Sequence[str]) -> Iterator[None]:
+def triggers(wake: Wake, sights: Sights) -> Iterator[Callable[[], None]]:
     """Wake a daemon when something says that there may be something new.
 
     Args:
         wake: what is woken.
-        state: where the notify socket is.
-        urls: the node's repositories; those on this machine are watched.
+        sights: what is looked at.
+
+    Yields:
+        What is to be called when a pass has ended, so that new instances are looked at as well.
     """
     ended = threading.Event()
-    with ExitStack() as stack:
-        stack.callback(ended.set)
-        folders = [folder for url in urls for folder in local_refs(url)]
-        threads = [threading.Thread(target=_listen, args=(state.run / NOTIFY_SOCKET, wake, ended), daemon=True)]
-        if folders:
-            threads.append(threading.Thread(target=_watch, args=(folders, wake, ended), daemon=True))
+    threads = [
+        threading.Thread(target=one.follow, args=(wake.now,), name="instances", daemon=True) for one in sights.instances
+    ]
+    folders = _folders(sights)
+    if folders:
+        config = str(sights.config.absolute()) if sights.config is not None else ""
+        arguments = (folders, config, wake, ended)
+        threads.append(threading.Thread(target=_watch, args=arguments, name="files", daemon=True))
+
+    def renew() -> None:
+        for one in sights.instances:
+            one.renew()
+
+    renew()
+    for thread in threads:
+        thread.start()
+    try:
+        yield renew
+    finally:
+        ended.set()
+        for one in sights.instances:
+            one.close()
         for thread in threads:
-            thread.start()
-        yield
+            thread.join(_END_SECONDS)
 
 
-def local_refs(url: str) -> tuple[Path, ...]:
-    """The folders of a repository on this machine in which a branch that moves leaves a trace; empty for others."""
+def local_refs(url: str, branch: str = "") -> tuple[Path, ...]:
+    """The folders of a repository on this machine in which a branch that moves leaves a trace; empty for others.
+
+    Args:
+        url: the repository.
+        branch: its branch; one with a slash has a folder of its own, as long as it was never packed.
+    """
     path = Path(url.removeprefix("file://"))
     if "://" in str(url.removeprefix("file://")) or not path.is_absolute():
         return ()
     git = path / ".git" if (path / ".git").is_dir() else path
-    if not (git / "refs" / "heads").is_dir():
+    heads = git / "refs" / "heads"
+    if not heads.is_dir():
         return ()
+    own = (heads / branch).parent
     # Branches move in refs/heads; `git gc` moves them into packed-refs, beside HEAD.
-    return (git / "refs" / "heads", git)
+    return (own if branch and own.is_dir() else heads, git)
 
 
-def _watch(folders: Sequence[Path], wake: Wake, ended: threading.Event) -> None:
-    from watchfiles import watch  # noqa: PLC0415 - 40 ms, for daemons with local repositories only
+def _folders(sights: Sights) -> dict[Path, frozenset[str] | None]:
+    """What to watch: by folder, the names that count, None for all."""
+    found: dict[Path, frozenset[str] | None] = {}
+    for url in sights.urls:
+        for folder in local_refs(url, sights.branch):
+            found[folder] = None if "heads" in folder.parts else _PACKED
+    if sights.config is not None and sights.config.parent.is_dir():
+        folder = sights.config.parent.absolute()
+        known = found.get(folder, frozenset())
+        found[folder] = None if known is None else known | {sights.config.name}
+    return found
 
-    heads = [folder for folder in folders if folder.name == "heads"]
-    others = [folder for folder in folders if folder.name != "heads"]
+
+def _watch(folders: dict[Path, frozenset[str] | None], config: str, wake: Wake, ended: threading.Event) -> None:
+    from watchfiles import watch  # noqa: PLC0415 - 40 ms, for daemons only
+
     try:
-        if others:
-            flat = threading.Thread(target=_watch_flat, args=(others, wake, ended), daemon=True)
-            flat.start()
-        # No filter: the library's own leaves out everything below `.git`.
-        for _ in watch(
-            *heads,
-            watch_filter=None,
-            stop_event=ended,
-            debounce=_DEBOUNCE_MS,
-            step=_DEBOUNCE_MS,
-            raise_interrupt=False,
-        ):
-            wake.now()
-    except (OSError, RuntimeError) as error:
-        # Polling goes on; being woken early is a comfort.
-        LOG.warning("local repositories are not watched: %s", error)
-
-
-def _watch_flat(folders: Sequence[Path], wake: Wake, ended: threading.Event) -> None:
-    from watchfiles import watch  # noqa: PLC0415 - as above
-
-    with suppress(OSError, RuntimeError):
+        # Flat: a repository has thousands of folders of objects. No filter: the library's own leaves out `.git`.
         for changes in watch(
             *folders,
             watch_filter=None,
             stop_event=ended,
             recursive=False,
             debounce=_DEBOUNCE_MS,
-            step=_DEBOUNCE_MS,
+            step=_STEP_MS,
             raise_interrupt=False,
         ):
-            if any(Path(name).name == "packed-refs" for _, name in changes):
-                wake.now()
+            names = [name for _, name in changes if _counts(Path(name), folders)]
+            if names:
+                wake.now(reload=config in names)
+    except (OSError, RuntimeError) as error:
+        # Polling goes on; being woken early is a comfort.
+        LOG.warning("repositories and configuration are not watched: %s", error)
 
 
-# --- notify -------------------------------------------------------------------------------------------------------
-
-
-def _listen(path: Path, wake: Wake, ended: threading.Event) -> None:
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        try:
-            with _short(path) as address:
-                listener.bind(address)
-            path.chmod(0o660)
-        except OSError as error:
-            LOG.warning("%s cannot be used: %s", path, error)
-            return
-        listener.listen(8)
-        listener.settimeout(_ACCEPT_SECONDS)
-        while not ended.is_set():
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                continue
-            with connection:
-                if _may_notify(connection):
-                    wake.now()
-                    connection.sendall(b"ok\n")
-    path.unlink(missing_ok=True)
-
-
-def _may_notify(connection: socket.socket) -> bool:
-    """Only root and this daemon's own user: whoever else can reach the socket could keep the daemon busy."""
-    _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-    return uid in (0, os.geteuid())
-
-
-def notify(state: StateDir) -> None:
-    """Tell a running daemon to look at once.
-
-    Raises:
-        SourceUnreachable: no daemon listens here, or it did not take the word of this user.
-    """
-    path = state.run / NOTIFY_SOCKET
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_CONNECT_SECONDS)
-        try:
-            with _short(path) as address:
-                connection.connect(address)
-            answer = connection.recv(16)
-        except OSError as error:
-            raise SourceUnreachable(
-                f"no daemon listens on {path}", hint="`reconcile --watch` does; `reconcile` looks by itself"
-            ) from error
-    if answer != b"ok\n":
-        raise SourceUnreachable("the daemon did not take the word of this user", hint="run it as the daemon's user")
-
-
-@contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """An address of a socket however long its path is: unix(7) has room for 107 bytes only."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
+def _counts(path: Path, folders: dict[Path, frozenset[str] | None]) -> bool:
+    wanted = folders.get(path.parent, frozenset())
+    # git writes a lock beside what it changes, and renames it into place: the rename is the change.
+    return path.suffix != ".lock" and (wanted is None or path.name in wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from schemas.errors import ReconcileError
 
@@ -14,15 +14,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from reconciler.loop import PassResult
-    from schemas.ports import Clock, Randomness, Stop
+    from reconciler.tempo import Tempo
+    from schemas.ports import Clock, Stop
 
 LOG = logging.getLogger("reconcile")
-
-JITTER: Final = 0.1
-"""Share by which an interval varies, so that a fleet does not ask its repository in step."""
-
-MIN_WAIT_SECONDS: Final = 1.0
-"""A hold that ends in this moment does not turn the loop into a busy one."""
 
 
 class Wake:
@@ -109,10 +104,10 @@ def watch(
     run_pass: Callable[[], PassResult],
     *,
     wake: Wake,
-    interval: float,
+    tempo: Tempo,
     clock: Clock,
-    randomness: Randomness,
     reported: Callable[[PassResult], None],
+    resting: Callable[[], None] = lambda: None,
     idle: Callable[[Stop], bool] | None = None,
 ) -> None:
     """Run passes until stopped, or until the configuration should be read again.
@@ -120,25 +115,24 @@ def watch(
     Args:
         run_pass: one pass; it may raise what a pass may raise, which is logged and tried again.
         wake: wakes or ends the loop.
-        interval: seconds between passes when nothing wakes it.
-        clock: to know when a hold ends.
-        randomness: for jitter.
+        tempo: says when to look next after a pass that came to nothing; any other says so itself.
+        clock: what it is measured with.
         reported: told about each pass that ended.
+        resting: told before each rest.
         idle: what to do while resting; ends soon after its `Stop` is set, and says whether to look at once.
     """
     while not (wake.is_set() or wake.reload):
-        wait = interval * randomness.uniform(1 - JITTER, 1 + JITTER)
         try:
             result = run_pass()
         except ReconcileError as error:
             # A refusal is an answer, not a fault of ours: its reason says more than a traceback.
             LOG.error("%s: %s", error.reason, error.message)  # noqa: TRY400 - see above
+            coming = tempo.after(clock.now(), error)
         else:
             reported(result)
-            now = clock.now()
-            for held in result.plan.held:
-                if held.until is not None:
-                    wait = min(wait, max((held.until - now).total_seconds(), MIN_WAIT_SECONDS))
+            coming = result.next or tempo.after(clock.now(), None)
+        resting()
+        wait = coming.wait(clock.now())
         if idle is None:
             wake.rest(wait)
             continue

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pydantic import JsonValue
@@ -196,6 +196,26 @@ class Backend(Protocol):
         Raises:
             BackendUnavailable, ImageUnavailable.
         """
+        ...
+
+
+class Follower(Protocol):
+    """Notices at once that an instance ended or changed. What it is then, only a look at the backend says."""
+
+    def follow(self, changed: Callable[[], None]) -> None:
+        """Tell of changes until closed; runs in a thread of its own, and outlives whatever it listens to.
+
+        Args:
+            changed: told that it is worth a look; may be told too often, never too seldom while it could be known.
+        """
+        ...
+
+    def renew(self) -> None:
+        """A pass has ended: there may be instances that were not there before. Cheap."""
+        ...
+
+    def close(self) -> None:
+        """End `follow`; called once, from another thread."""
         ...
 
 

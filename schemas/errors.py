@@ -8,13 +8,13 @@
     |  `- DocumentError      names file, line and field
     |     `- MalformedDocument, LimitExceeded, MissingDocument, DigestMismatch
     |- Transient             exit 1   tried again with backoff
-    |  `- SourceUnreachable, DownloadFailed, BackendUnavailable, EngineUnreachable, NotDelivered
+    |  `- SourceUnreachable, DownloadFailed, BackendUnavailable, EngineUnreachable, DaemonUnreachable, NotDelivered
     |- Terminal              exit 1   the same attempt would fail again: its subject waits for a change or a `retry`
     |  `- ModelCorrupt, ImageUnavailable, EnvironmentUnavailable, EnvironmentChanged, StartFailed, NotReadyInTime,
     |     ValidationFailed, Incompatible, SignatureRefused, IsolationRefused
     `- Operational           exit 1   a person has to act
        `- ConfigError, StateLocked, NoSpace, StalePlan (exit 4), StateCorrupt, NotInitialised, KeyLocked,
-          ClockBehind, UsageError (exit 64)
+          ClockBehind, PeerRefused, UsageError (exit 64)
 
 The message is for people and may change; `reason` is for programs and does not. Each class says what it means, and
 after "Do:" what a person does about it: docs/reference/reasons.md is made of these (`make docs`).
@@ -286,6 +286,13 @@ class EngineUnreachable(Transient):
     """
 
 
+class DaemonUnreachable(Transient):
+    """No daemon listens on this node's control socket, or it ended before it answered.
+
+    Do: start it (`reconcile --watch`, or its systemd unit) if there should be one; `reconcile` makes a pass without it.
+    """
+
+
 # --- the same attempt would fail again ----------------------------------------------------------------------------
 
 
@@ -415,7 +422,14 @@ class NotInitialised(Operational):
 class StateLocked(Operational):
     """Another reconciler owns the state directory.
 
-    Do: use the reconciler that runs already (`reconcile notify`), or stop it first.
+    Do: wait until it is done, or stop it first. A daemon is asked by itself wherever it can be.
+    """
+
+
+class PeerRefused(Operational):
+    """A user who is neither root nor the daemon's own asked the daemon to change its node.
+
+    Do: run the command as the daemon's user, or as root.
     """
 
 

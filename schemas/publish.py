@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
+from schemas.control import ControlRequest
 from schemas.fleet import FleetPlan
 from schemas.manifest import ManifestDocument
 from schemas.node import NodeConfig
@@ -48,6 +49,7 @@ DOCUMENTS: Final[dict[str, type[BaseModel]]] = {
     "plan": Plan,
     "status": NodeStatus,
     "fleet": FleetPlan,
+    "control": ControlRequest,
 }
 """Every published document, by the name that `reconcile schema print` takes."""
 

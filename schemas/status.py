@@ -162,6 +162,13 @@ class FrontStatus(Frozen):
     """Absent where the front does not answer."""
 
 
+class NextStatus(Frozen):
+    """When the daemon looks again, unless something wakes it."""
+
+    at: Time
+    why: Text
+
+
 class GpuStatus(Frozen):
     """One GPU."""
 
@@ -209,6 +216,8 @@ class NodeStatus(Document):
     receipts: ReceiptsStatus | None = None
     """The chain of receipts."""
     held: tuple[Held, ...]
+    next: NextStatus | None = None
+    """Absent where no daemon runs."""
     hardware: HardwareStatus
     engines: tuple[Text, ...]
     """Native engines, `name version`."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import StringConstraints
 
 from reconciler.bundles.importing import Imported
-from schemas import errors
-from schemas.base import Frozen, Text
-from schemas.errors import ReconcileError, StateCorrupt
+from schemas.base import Frozen
+from schemas.errors import ReconcileError
+from schemas.failure import Failure, error_of, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,14 +38,6 @@ class Request(Frozen):
     """Names this request, so that its answer is known."""
     path: Annotated[str, StringConstraints(pattern=r"^/[^\x00]{1,4094}$")]
     """The bundle."""
-
-
-class Failure(Frozen):
-    """Why an import failed."""
-
-    reason: Text
-    message: Text
-    hint: Text = ""
 
 
 class Answer(Frozen):
@@ -97,7 +89,7 @@ class Desk:
         if answer.token != token:
             return None
         if answer.failure is not None:
-            raise _error(answer.failure)
+            raise error_of(answer.failure)
         return answer.imported
 
     # --- who is asked ---------------------------------------------------------------------------------------------
@@ -123,22 +115,8 @@ class Desk:
         try:
             answer = Answer(token=request.token, imported=run(request.path))
         except (ReconcileError, OSError) as error:
-            answer = Answer(token=request.token, failure=_failure(error))
+            answer = Answer(token=request.token, failure=failure_of(error))
             LOG.error("%s was not imported: %s", request.path, error)  # noqa: TRY400 - a refusal is an answer
         # First the answer, then the request: a crash between the two imports once more, which changes nothing.
         self.files.write(self._answer, answer.to_json().encode(), mode=0o644)
         self.withdraw(request.token)
-
-
-def _failure(error: Exception) -> Failure:
-    if isinstance(error, ReconcileError):
-        return Failure(reason=error.reason, message=error.message[:4096], hint=error.hint[:4096])
-    return Failure(reason="StateCorrupt", message=str(error)[:4096])
-
-
-def _error(failure: Failure) -> ReconcileError:
-    """The error that the daemon met, of its own class: reason and exit code stay."""
-    kind = getattr(errors, failure.reason, None)
-    if not (isinstance(kind, type) and issubclass(kind, ReconcileError)):
-        kind = StateCorrupt
-    return kind(failure.message, hint=failure.hint)

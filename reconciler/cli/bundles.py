@@ -215,10 +215,11 @@ def import_(file: Path, *, check: bool, config_file: str | None, as_json: bool) 
 
 def _import(config: NodeConfig, path: Path, transfer: Transfer) -> tuple[Imported, bool]:
     """Import here, or through whoever holds the state directory; returns whether it was a daemon."""
+    from reconciler.asking import ask
     from reconciler.bundles.handover import Desk
     from reconciler.state_dir import StateDir
-    from reconciler.triggers import notify
-    from schemas.errors import SourceUnreachable
+    from schemas.control import Notify
+    from schemas.errors import DaemonUnreachable
 
     state = StateDir(Path(config.state_dir))
     ports = wiring.host(transfer.stop)
@@ -235,8 +236,8 @@ def _import(config: NodeConfig, path: Path, transfer: Transfer) -> tuple[Importe
                 transfer.note("another reconciler holds this node, and is asked to import the bundle ...")
                 asked = True
                 try:
-                    notify(state)
-                except SourceUnreachable:
+                    ask(state, Notify())
+                except DaemonUnreachable:
                     transfer.note("it is not a daemon that can be woken: waiting until it is done ...")
         if transfer.stop.wait(_POLL_SECONDS):
             raise KeyboardInterrupt

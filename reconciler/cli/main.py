@@ -50,6 +50,7 @@ SECTIONS: Final = {
         "logs": Lazy("reconciler.cli.logs:logs", "Show what the runtime printed, or follow it."),
         "suspend": Lazy("reconciler.cli.node:suspend", "Hold every change but a withdrawal."),
         "resume": Lazy("reconciler.cli.node:resume", "Let changes be applied again."),
+        "service": Lazy("reconciler.cli.service:service", "Print a systemd unit for this node's daemon."),
         "notify": Lazy("reconciler.cli.node:notify", "Tell a running daemon to look at once."),
         "verify": Lazy("reconciler.cli.store:verify", "Hash stored models again, now."),
         "doctor": Lazy("reconciler.cli.doctor:doctor", "Look for what keeps this node from working."),
@@ -105,6 +106,7 @@ def _interval(_ctx: click.Context, _param: click.Parameter, text: str | None) ->
 )
 @click.option("--watch", is_flag=True, help="Stay, and make a pass whenever something may have changed.")
 @click.option("--interval", callback=_interval, metavar="TIME", help="With --watch: time between looks, e.g. 30s.")
+@click.option("--stop-runtime", is_flag=True, help="With --watch: stop the runtime when the daemon is told to end.")
 @click.option(
     "--config",
     "-c",
@@ -124,6 +126,7 @@ def cli(
     interval: int | None,
     *,
     watch: bool,
+    stop_runtime: bool,
     ignore_window: bool,
     as_json: bool,
 ) -> int:
@@ -132,21 +135,25 @@ def cli(
     Without a command: one pass. Fetch, verify, observe, plan, apply.
     """
     if ctx.invoked_subcommand is not None:
-        if watch or interval is not None or ignore_window:
+        if watch or interval is not None or ignore_window or stop_runtime:
             raise click.UsageError("--watch, --interval and --ignore-window go before a pass, not before a command")
         # What stands before the command holds for it as well, unless it is told otherwise.
         given = {"config_file": config_file} if config_file else {}
         ctx.default_map = {ctx.invoked_subcommand: {**given, **({"as_json": True} if as_json else {})}}
         return 0
+    if stop_runtime and not watch:
+        raise click.UsageError("--stop-runtime goes with --watch")
     if interval is not None and not watch:
         raise click.UsageError("--interval goes with --watch")
     if ignore_window and watch:
         raise click.UsageError("--ignore-window is for one pass, not for --watch")
-    from reconciler.cli.node import run_pass
+    if watch:
+        from reconciler.cli.daemon import stay
 
-    return run_pass(
-        config_file=config_file, watch=watch, interval=interval, ignore_window=ignore_window, as_json=as_json
-    )
+        return stay(config_file, interval, stop_runtime=stop_runtime, as_json=as_json)
+    from reconciler.cli.passes import run_once
+
+    return run_once(config_file, ignore_window=ignore_window, as_json=as_json)
 
 
 def main() -> None:

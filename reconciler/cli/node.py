@@ -1,11 +1,10 @@
-"""The node's own commands: the pass, the daemon, and everything that looks at them."""
+"""The node's own commands: plans, everything that looks at the node, and an operator's hand on it."""
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +18,8 @@ if TYPE_CHECKING:
 
     from desired_state.files import DocumentFiles
     from reconciler.journal import Journal
-    from reconciler.lookout import Lookout
-    from reconciler.loop import PassResult, Reconciler
     from reconciler.state_dir import StateDir
-    from reconciler.watch import Wake
+    from schemas.control import Question
     from schemas.node import NodeConfig
     from schemas.plan import Plan
     from schemas.status import NodeStatus
@@ -35,131 +32,6 @@ config_option = click.option(
     help="The node's configuration (default: /etc/reconcile/node.yaml).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON with a formatVersion.")
-
-
-# --- the pass and the daemon --------------------------------------------------------------------------------------
-
-
-def run_pass(*, config_file: str | None, watch: bool, interval: int | None, ignore_window: bool, as_json: bool) -> int:
-    """One pass, or passes until stopped; returns the exit code."""
-    gc.enable()
-    from reconciler.watch import Wake
-
-    path = wiring.config_path(config_file)
-    wake = Wake()
-    wake.on_signals()
-    if watch:
-        return _watch(path, wake, interval, as_json=as_json)
-    config = wiring.load_config(path)
-    with _state(config).lock():
-        _serve_imports(config, wake)
-        with _opened(config, wake, as_json=as_json) as (reconciler, _):
-            result = reconciler.sign(reconciler.run_pass(ignore_windows=ignore_window), wake)
-    _report(result, as_json=as_json)
-    return result.exit_code
-
-
-def _watch(path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> int:
-    import logging
-
-    from reconciler.cli.scouting import Scout
-    from reconciler.lookout import Lookout
-    from reconciler.triggers import triggers
-    from reconciler.watch import watch
-    from runtime.host import SystemClock, SystemRandomness
-
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # It reports every file that changes; what comes of that is in our own lines.
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    while not wake.is_set():
-        wake.reload = False
-        config = wiring.load_config(path)
-        urls = [repository.url for repository in config.repositories]
-        state = _state(config)
-        seconds = interval or config.interval
-        lookout = Lookout(Scout(config), wake=wake, interval=seconds)
-        with ExitStack() as stack:
-            stack.enter_context(state.lock())
-            stack.enter_context(triggers(wake, state, urls))
-            opened = _opened(config, wake, as_json=as_json, lookout=lookout)
-            reconciler, _ = stack.enter_context(opened)
-
-            def run(config: NodeConfig = config, reconciler: Reconciler = reconciler) -> PassResult:
-                _serve_imports(config, wake)
-                return reconciler.run_pass()
-
-            watch(
-                stack.enter_context(wiring.observed(config, run)),
-                wake=wake,
-                interval=seconds,
-                clock=SystemClock(),
-                randomness=SystemRandomness(),
-                reported=_Changes(as_json=as_json),
-                idle=reconciler.idle,
-            )
-    return 0
-
-
-def _serve_imports(config: NodeConfig, wake: Wake) -> None:
-    """Import the bundle that somebody asked for while this process held the node, or before it came to."""
-    state = _state(config)
-    if not (state.imports / "request.json").exists():
-        return
-    from reconciler.bundles.handover import Desk
-
-    desk = Desk(state, wiring.host(wake).files)
-    desk.serve(lambda path: wiring.import_bundle(config, Path(path), _silent, wake))
-
-
-class _Changes:
-    """Logs what changed between passes, and nothing when nothing did."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self._before: dict[str, str] = {}
-
-    def __call__(self, result: PassResult) -> None:
-        import logging
-
-        for condition in result.status.conditions:
-            now = f"{condition.status} {condition.reason}: {condition.message}"
-            if self._before.get(condition.type) != now:
-                self._before[condition.type] = now
-                logging.getLogger("reconcile").info("%s %s", condition.type, now)
-
-
-class _opened:  # noqa: N801 - reads as the context manager that it is
-    """A wired reconciler, with its display; closes its journal."""
-
-    def __init__(self, config: NodeConfig, wake: Wake, *, as_json: bool, lookout: Lookout | None = None) -> None:
-        self._config, self._wake, self._as_json, self._lookout = config, wake, as_json, lookout
-
-    def __enter__(self) -> tuple[Reconciler, Journal]:
-        from reconciler.cli.progress import display
-        from reconciler.loop import Reconciler
-
-        self._display = display(as_json=self._as_json)
-        self._journal = wiring.open_journal(_state(self._config), readonly=False)
-        ports = wiring.host(self._wake)
-        self._journal.close_interrupted(ports.clock.now())
-        node = wiring.build_node(self._config, self._journal, ports=ports, progress=self._display.advance)
-        self._display.__enter__()
-        return Reconciler(node, wiring.build_source(node), self._display, self._lookout), self._journal
-
-    def __exit__(self, *trace: object) -> None:
-        self._display.__exit__(None, None, None)
-        self._journal.close()
-
-
-def _report(result: PassResult, *, as_json: bool) -> None:
-    from reconciler.cli.render import plan_text, summary_text
-
-    if as_json:
-        click.echo(result.status.to_json())
-        return
-    if not result.outcomes and not result.plan.held:
-        click.echo(plan_text(result.plan))
-    click.echo(summary_text(result.status))
 
 
 # --- plan and apply -----------------------------------------------------------------------------------------------
@@ -268,6 +140,7 @@ def _silent(subject: str, done: int, total: int) -> None:
 @json_option
 def apply(file: str, config_file: str | None, as_json: bool) -> None:
     """Carry out a saved plan, if it is still what would be done."""
+    from reconciler.cli.passes import opened, report
     from reconciler.watch import Wake
     from schemas.errors import StalePlan
     from schemas.plan import Plan
@@ -281,9 +154,9 @@ def apply(file: str, config_file: str | None, as_json: bool) -> None:
         raise StalePlan(f"{file} was made from an unsigned working copy: a draft is never applied")
     wake = Wake()
     wake.on_signals()
-    with _state(config).lock(), _opened(config, wake, as_json=as_json) as (reconciler, _):
+    with _state(config).lock(), opened(config, wake, as_json=as_json) as reconciler:
         result = reconciler.sign(reconciler.run_pass(expected=expected), wake)
-    _report(result, as_json=as_json)
+    report(result, as_json=as_json)
     sys.exit(result.exit_code)
 
 
@@ -423,9 +296,9 @@ def _explain_reason(reason: str, *, as_json: bool) -> None:
 @config_option
 def suspend(reason: str, config_file: str | None) -> None:
     """Hold every change but a withdrawal, until `resume`."""
-    with _writing(config_file) as journal:
-        journal.set_fact("suspended", reason)
-        _note(journal, "Suspended", f"changes are held: {reason}")
+    from schemas.control import Suspend
+
+    _change(config_file, Suspend(why=reason))
     click.echo("Suspended: changes are held until `reconcile resume`.")
 
 
@@ -433,19 +306,21 @@ def suspend(reason: str, config_file: str | None) -> None:
 @config_option
 def resume(config_file: str | None) -> None:
     """Let changes be applied again."""
-    with _writing(config_file) as journal:
-        journal.set_fact("suspended", "")
-        _note(journal, "Resumed", "changes are applied again")
-    click.echo("Resumed. `reconcile` applies what has been waiting.")
+    from schemas.control import Resume
+
+    _change(config_file, Resume())
+    click.echo("Resumed. `reconcile` applies what has been waiting; a daemon does so now.")
 
 
 @click.command()
 @config_option
-def notify(config_file: str | None) -> None:
+@click.option("--reload", is_flag=True, help="Have it read its configuration again, too.")
+def notify(config_file: str | None, *, reload: bool) -> None:
     """Tell a running daemon to look at once; for webhooks and post-receive hooks."""
-    from reconciler.triggers import notify as tell
+    from reconciler.asking import ask
+    from schemas.control import Notify, Reload
 
-    tell(_state(wiring.load_config(wiring.config_path(config_file))))
+    ask(_state(wiring.load_config(wiring.config_path(config_file))), Reload() if reload else Notify())
     click.echo("The daemon looks now.")
 
 
@@ -454,11 +329,9 @@ def notify(config_file: str | None) -> None:
 @config_option
 def retry(subjects: tuple[str, ...], config_file: str | None) -> None:
     """Forget remembered failures: of the named subjects, or all."""
-    from reconciler.memory import Note
+    from schemas.control import Retry
 
-    with _writing(config_file) as journal:
-        note = Note("Normal", "RetryAsked", "remembered failures were cleared by hand")
-        count = journal.forget_rejections(subjects or None, note, _now())
+    count = _change(config_file, Retry(subjects=subjects))
     click.echo(f"{count} remembered failures were cleared." if count else "There was nothing to clear.")
 
 
@@ -487,31 +360,21 @@ def _journal(config_file: str | None) -> closing[Journal]:
     return closing(wiring.open_journal(_state(config), readonly=True))
 
 
-def _writing(config_file: str | None) -> _Writing:
-    return _Writing(wiring.load_config(wiring.config_path(config_file)))
+def _change(config_file: str | None, question: Question) -> int:
+    """Have a daemon record what an operator wants, and act on it at once; without one, record it here."""
+    from reconciler.asking import ask
+    from reconciler.verbs import record
+    from schemas.errors import DaemonUnreachable
 
-
-class _Writing:
-    """The journal, open for a small change beside a running daemon: one transaction, which the next pass sees."""
-
-    def __init__(self, config: NodeConfig) -> None:
-        self._config = config
-
-    def __enter__(self) -> Journal:
-        state = _state(self._config)
+    config = wiring.load_config(wiring.config_path(config_file))
+    state = _state(config)
+    try:
+        return ask(state, question).count
+    except DaemonUnreachable:
         # Read-only first: a journal must exist, it is not made here.
         wiring.open_journal(state, readonly=True).close()
-        self._journal = wiring.open_journal(state, readonly=False)
-        return self._journal
-
-    def __exit__(self, *trace: object) -> None:
-        self._journal.close()
-
-
-def _note(journal: Journal, reason: str, message: str) -> None:
-    from reconciler.memory import Note
-
-    journal.apply((Note("Normal", reason, message),), _now())
+        with closing(wiring.open_journal(state, readonly=False)) as journal:
+            return record(question, journal, _now())
 
 
 def _now() -> datetime:

@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
+from reconciler import progress
 from reconciler.cli.render import action_line
 
 if TYPE_CHECKING:
@@ -95,22 +96,19 @@ class JsonDisplay(LineDisplay):
 
     def started(self, action: Action) -> None:
         """Write an object."""
-        self._write({"event": "started", "action": json.loads(action.to_json())})
+        self._write(progress.started(action))
 
     def finished(self, outcome: Outcome) -> None:
         """Write an object."""
-        error = None
-        if outcome.error is not None:
-            error = {"reason": outcome.error.reason, "message": outcome.error.message}
-        self._write({"event": "finished", "action": outcome.action.id, "status": outcome.status, "error": error})
+        self._write(progress.finished(outcome))
 
     def advance(self, subject: str, done: int, total: int) -> None:
         """Write an object for what is complete."""
         if done == total:
-            self._write({"event": "progress", "subject": subject, "done": done, "total": total})
+            self._write(progress.advanced(subject, done, total))
 
-    def _write(self, document: dict[str, object]) -> None:
-        print(json.dumps({"formatVersion": "1", **document}), file=sys.stderr, flush=True)  # noqa: T201 - the output
+    def _write(self, event: progress.Event) -> None:
+        print(json.dumps(event), file=sys.stderr, flush=True)  # noqa: T201 - the output
 
 
 class Bars:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.journal import Event, PassRecord
-    from schemas.status import FrontStatus, NodeStatus, ReceiptStatus, StoreStatus
+    from schemas.status import FrontStatus, NextStatus, NodeStatus, ReceiptStatus, StoreStatus
 
 _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     DownloadModel: ("+", "download"),
@@ -225,7 +225,14 @@ def status_text(status: NodeStatus, now: datetime) -> str:
         f"Agent     {status.agent}; native engines: {', '.join(status.engines) or 'none'}",
         f"As of     {relative_time(status.updated_at, now)}",
     ]
+    if status.next is not None:
+        lines.append(f"Next look {_next_line(status.next, now)}")
     return "\n".join(lines)
+
+
+def _next_line(coming: NextStatus, now: datetime) -> str:
+    left = (coming.at - now).total_seconds()
+    return f"{f'in {duration(left)}' if left >= 1 else 'due'}: {coming.why}"
 
 
 def _store_lines(store: StoreStatus) -> list[str]:

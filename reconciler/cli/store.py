@@ -12,26 +12,23 @@ import click
 from reconciler.cli import wiring
 from reconciler.cli.console import duration, emit, plural, say, size, table
 from reconciler.cli.node import config_option, json_option
+from reconciler.verbs import ASKED
 from schemas.errors import NotInitialised, StateLocked, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reconciler.executor import Execution
+    from reconciler.executor import Execution, Outcome
     from reconciler.journal import Journal
     from reconciler.kinds.storage import Unlisted
     from reconciler.loop import Node
     from reconciler.state_dir import StateDir
-    from reconciler.watch import Wake
     from schemas.node import NodeConfig
     from schemas.observation import Observed
     from schemas.plan import Action, Held, VerifyModel
 
 EXIT_CORRUPT: Final = 1
 EXIT_HELD: Final = 5
-_CAUSE: Final = "asked for by `reconcile verify`"
-_LOOK_SECONDS: Final = 0.2
-"""How often a daemon's answer is looked for."""
 
 
 # --- verify -------------------------------------------------------------------------------------------------------
@@ -56,7 +53,7 @@ def verify(models: tuple[str, ...], config_file: str | None, *, everything: bool
         with state.lock():
             verdicts = _verify_here(config, state, models, as_json=as_json)
     except StateLocked:
-        verdicts = _verify_there(config, state, models)
+        verdicts = _verify_there(config, state, models, as_json=as_json)
     if as_json:
         emit({"models": [{"model": key, "good": not said, "message": said} for key, said in verdicts]})
     else:
@@ -81,51 +78,36 @@ def _verify_here(config: NodeConfig, state: StateDir, models: Sequence[str], *, 
     return verdicts
 
 
-def _verify_there(config: NodeConfig, state: StateDir, models: Sequence[str]) -> list[tuple[str, str]]:
-    """Ask the daemon, and wait for its verdicts."""
-    from reconciler.memory import AskCheck
-    from reconciler.triggers import notify
+def _verify_there(
+    config: NodeConfig, state: StateDir, models: Sequence[str], *, as_json: bool
+) -> list[tuple[str, str]]:
+    """Ask the daemon for a pass that hashes, and read its verdicts off it."""
+    from reconciler.cli.passes import pass_there
     from reconciler.watch import Wake
+    from schemas.control import Verify
+    from schemas.plan import VerifyModel
 
     wake = Wake()
     wake.on_signals()
-    with closing(wiring.open_journal(state, readonly=False)) as journal:
-        # Before the look: what the daemon finds out about a model that was seen as stored is a verdict on it.
-        newest = max((event.number for event in journal.events(limit=1)), default=0)
+    with closing(wiring.open_journal(state, readonly=True)) as journal:
         node, observed = _look(config, journal)
         if observed.memory.suspended:
             click.echo(
                 f"Suspended ({observed.memory.suspended}): nothing is hashed before `reconcile resume`.", err=True
             )
             sys.exit(EXIT_HELD)
-        asked = {action.manifest.digest: action for action in _checks(node, observed, models)}
-        journal.apply([AskCheck(digest, _CAUSE) for digest in asked], node.adapters.ports.clock.now())
-        if asked:
-            notify(state)
-            click.echo(f"The daemon hashes {plural(len(asked), 'model')} now.", err=True)
-        failed = _follow(node, journal, asked, newest, wake)
-    return [(action.model, failed.get(action.model, "")) for action in asked.values()]
-
-
-def _follow(node: Node, journal: Journal, asked: dict[str, VerifyModel], newest: int, wake: Wake) -> dict[str, str]:
-    """What went wrong, by model, once there is a verdict on each."""
-    failed: dict[str, str] = {}
-    unheard = {action.model for action in asked.values()}
-    keys = {f"verify/{action.model}": action.model for action in asked.values()}
-    while True:
-        waiting = asked.keys() & journal.memory(starts_since=node.adapters.ports.clock.now()).checks.keys()
-        for event in journal.events(after=newest, limit=1000):
-            newest = event.number
-            if event.type == "Warning" and event.subject in keys:
-                failed[keys[event.subject]] = f"{event.reason}: {event.message}"
-            if event.reason == "ModelVerified":
-                unheard.discard(event.subject)
-        undecided = {asked[digest].model for digest in waiting} - failed.keys()
-        if not undecided:
-            gone = dict.fromkeys(sorted(unheard), "it is no longer stored; `reconcile why` says more")
-            return gone | failed
-        if wake.wait(_LOOK_SECONDS):
-            raise click.Abort
+        asked = {action.manifest.digest: action.model for action in _checks(node, observed, models)}
+    if not asked:
+        return []
+    click.echo(f"The daemon hashes {plural(len(asked), 'model')} now.", err=True)
+    result = pass_there(state, Verify(manifests=tuple(asked)), wake, as_json=as_json)
+    # What was asked for and not hashed: it went away, or the pass ended before it came to it.
+    verdicts = dict.fromkeys(asked.values(), "it was not hashed; `reconcile why` says more")
+    for outcome in result.outcomes:
+        if isinstance(outcome.action, VerifyModel) and outcome.action.manifest.digest in asked:
+            said = f"{outcome.error.reason}: {outcome.error.message}" if outcome.error is not None else ""
+            verdicts[outcome.action.model] = said if outcome.status in ("done", "failed") else outcome.status
+    return list(verdicts.items())
 
 
 def _checks(node: Node, observed: Observed, models: Sequence[str]) -> list[VerifyModel]:
@@ -149,7 +131,7 @@ def _checks(node: Node, observed: Observed, models: Sequence[str]) -> list[Verif
         known |= {spec.key, spec.name}
         if not models or spec.key in models or spec.name in models:
             action = VerifyModel(
-                id=f"verify/{spec.key}", cause=_CAUSE, model=spec.key, manifest=spec.manifest, size=seen.value.size
+                id=f"verify/{spec.key}", cause=ASKED, model=spec.key, manifest=spec.manifest, size=seen.value.size
             )
             found.append(action)
     strange = sorted(set(models) - known)
@@ -186,18 +168,32 @@ def gc(config_file: str | None, *, dry_run: bool, as_json: bool) -> None:
     try:
         with state.lock(), closing(wiring.open_journal(state, readonly=False)) as journal:
             actions, waiting, held, observed = _garbage(config, journal)
-            execution = _execute(config, journal, observed, actions, as_json=as_json)
+            outcomes: Sequence[Outcome] = _execute(config, journal, observed, actions, as_json=as_json).outcomes
     except StateLocked:
-        from reconciler.triggers import notify
-
-        notify(state)
-        click.echo("The daemon looks now; it removes whatever is due. `--dry-run` shows what that is.")
-        return
+        actions, waiting, held, outcomes = _collect_there(config, state, as_json=as_json)
     _show(actions, waiting, held, as_json=as_json, done=True)
-    if execution.failed:
+    if any(outcome.status == "failed" for outcome in outcomes):
         sys.exit(EXIT_CORRUPT)
     if held:
         sys.exit(EXIT_HELD)
+
+
+def _collect_there(
+    config: NodeConfig, state: StateDir, *, as_json: bool
+) -> tuple[list[Action], list[tuple[Unlisted, float]], tuple[Held, ...], Sequence[Outcome]]:
+    """Ask the daemon for a pass, which removes what is due; what it removed, what still waits, what is held."""
+    from reconciler.cli.passes import pass_there
+    from reconciler.watch import Wake
+    from schemas.control import CollectGarbage
+    from schemas.plan import RemoveLeftover, RemoveModel, SweepStore
+
+    wake = Wake()
+    wake.on_signals()
+    result = pass_there(state, CollectGarbage(), wake, as_json=as_json)
+    outcomes = [item for item in result.outcomes if isinstance(item.action, RemoveModel | RemoveLeftover | SweepStore)]
+    with closing(wiring.open_journal(state, readonly=True)) as journal:
+        _, waiting, held, _ = _garbage(config, journal)
+    return [item.action for item in outcomes if item.status == "done"], waiting, held, outcomes
 
 
 def _garbage(

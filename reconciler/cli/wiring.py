@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reconciler.state_dir import StateDir
     from runtime.backends.loaded_images import LoadedImages
     from runtime.front.keeper import FrontKeeper
-    from runtime.interfaces import Backend, EngineConnection, Progress
+    from runtime.interfaces import Backend, EngineConnection, Follower, Progress
     from runtime.models.reach import Reach
     from runtime.models.sources import Source
     from runtime.models.store import DiskModelStore
@@ -221,6 +221,22 @@ def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Por
 
         backends["native"] = NativeBackend(state.run, network=config.network, node_id=node_id, ports=ports)
     return backends
+
+
+def build_followers(config: NodeConfig, state: StateDir) -> list[Follower]:
+    """What notices at once that an instance, or the front, has ended or was changed."""
+    from reconciler.identity import node_address
+    from runtime.backends.lock_follower import LockFollower
+
+    folders = [state.run / "instances"] if config.backends.native is not None else []
+    followers: list[Follower] = [LockFollower([*folders, state.run / "front"])]
+    for settings in (config.backends.docker, config.backends.podman):
+        if settings is not None and settings.enabled:
+            from runtime.backends.docker_api import ContainerEvents
+
+            events = ContainerEvents(socket=settings.socket, network=config.network, node_id=node_address(state))
+            followers.append(events)
+    return followers
 
 
 def build_front(config: NodeConfig, state: StateDir, ports: Ports) -> FrontKeeper | None:

@@ -7,7 +7,7 @@ carry labels of its own; whose it is, the journal says.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +24,7 @@ from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
 from schemas.observation import Absent, Instance, Present, Unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from runtime.backends.loaded_images import LoadedImages
     from runtime.interfaces import InstanceSpec, Progress
@@ -60,6 +60,16 @@ OPEN_FILES: Final = 1024
 
 OUTPUT_LIMIT: Final = 2**20
 LABEL: Final = "org.inference-reconciler."
+
+FOLLOW_FIRST_SECONDS: Final = 0.5
+FOLLOW_LAST_SECONDS: Final = 60.0
+"""First and longest wait before an engine's events are asked for again."""
+
+PAUSED: Final = "it was paused by somebody else"
+
+_EVENTS: Final = ("die", "destroy", "oom", "pause", "unpause", "rename", "update", "health_status", "died", "remove")
+"""What happens to a container by itself or by somebody else's hand. Its start is always ours. The last two are Podman's
+words: its filter knows no others, although it answers in Docker's."""
 
 _STATUS: Final[dict[str, InstanceStatus]] = {
     "created": "created",
@@ -285,6 +295,9 @@ class ContainerEngine:
         if self.inspect(name) is None:
             return
         with self._translated(timeout=grace + API_SECONDS) as api:
+            with suppress(docker.errors.APIError):
+                # A frozen process hears no signal, and Podman refuses to stop one. Refused where it is not paused.
+                api.unpause(name)
             api.stop(name, timeout=max(int(grace), 1))
 
     def remove(self, name: str) -> None:
@@ -354,13 +367,16 @@ class ContainerEngine:
         if status == "exited":
             detail = self._detail(name)
             return self._instance(detail) if detail is not None else None
+        paused = str(item.get("State")).lower() == "paused"
         return Instance(
             name=name,
             intent=labels.get(f"{LABEL}intent", ""),
             backend=self.name,
             spec_digest=labels.get(f"{LABEL}spec", ""),
             status=status,
-            health=_health(str(item.get("Status", ""))),
+            # We never pause: whoever did took the runtime from its clients, although it runs.
+            health="unhealthy" if paused else _health(str(item.get("Status", ""))),
+            detail=PAUSED if paused else "",
             started_at=_created(item.get("Created")),
         )
 
@@ -371,6 +387,9 @@ class ContainerEngine:
         notes = ["out of memory"] if state.get("OOMKilled") else []
         if code is not None:
             notes.append(f"signal {code - 128}" if code > 128 else f"exit code {code}")  # noqa: PLR2004 - by convention
+        paused = str(state.get("Status")).lower() == "paused"
+        if paused:
+            notes.append(PAUSED)
         if state.get("Error"):
             notes.append(str(state["Error"])[:200])
         health = (state.get("Health") or state.get("Healthcheck") or {}).get("Status") or ""
@@ -380,7 +399,7 @@ class ContainerEngine:
             backend=self.name,
             spec_digest=labels.get(f"{LABEL}spec", ""),
             status=status,
-            health=_health(f"({health})"),
+            health="unhealthy" if paused else _health(f"({health})"),
             exit_code=code,
             detail=", ".join(notes),
             started_at=_time(state.get("StartedAt")),
@@ -467,6 +486,52 @@ def _lives_in(pid: int, container: str) -> bool:
             return container in file.read(2**16)
     except OSError:
         return False
+
+
+class ContainerEvents:
+    """A `runtime.interfaces.Follower` over an engine's event stream, for this node's containers only."""
+
+    def __init__(self, *, socket: str, network: str, node_id: str) -> None:
+        """Describe it; nothing is connected yet.
+
+        Args:
+            socket: path of the engine's unix socket.
+            network: the network of this node.
+            node_id: this node.
+        """
+        self._socket = socket
+        marks = [f"{LABEL}network={network}", f"{LABEL}node={node_id}"]
+        self._filters = {"type": ["container"], "event": list(_EVENTS), "label": marks}
+        self._closed = threading.Event()
+        self._stream: Any = None
+
+    def follow(self, changed: Callable[[], None]) -> None:
+        """Tell of each event; connects again when the engine was restarted, and tells of that as well."""
+        failures = 0
+        while not self._closed.is_set():
+            try:
+                client = docker.APIClient(base_url=f"unix://{self._socket}", version="auto", timeout=API_SECONDS)
+                with closing(client):
+                    self._stream = client.events(filters=self._filters, decode=True)
+                    # What happened before is over; a pass that was under way meanwhile may have missed it.
+                    changed()
+                    failures = 0
+                    for _ in self._stream:
+                        changed()
+            except (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError):
+                # Passes say what is wrong with the engine; here it is only worth another try.
+                failures += 1
+            self._closed.wait(min(FOLLOW_FIRST_SECONDS * 2 ** min(failures, 8), FOLLOW_LAST_SECONDS))
+
+    def renew(self) -> None:
+        """The filter knows new containers by itself."""
+
+    def close(self) -> None:
+        """End the stream."""
+        self._closed.set()
+        if self._stream is not None:
+            with suppress(OSError, AttributeError, docker.errors.DockerException):
+                self._stream.close()
 
 
 def _health(text: str) -> Health:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import docker
 import docker.errors
 import pytest
 
-from runtime.backends.docker_api import LABEL, ContainerEngine
+from runtime.backends.docker_api import LABEL, ContainerEngine, ContainerEvents
 from runtime.connection import UnixConnection
 from runtime.host import host_ports
 from runtime.interfaces import InstanceSpec, Launch
@@ -217,6 +218,46 @@ class ContainerContract(RealBackendContract):
         backend.start(spec.name)
         seen = await_exit(backend, spec)
         assert seen.exit_code not in (None, 0)
+
+    def test_what_happens_to_a_container_is_told_at_once(self, harness: ContainerHarness) -> None:
+        """Its end, and a pause by somebody else; nothing of another node's. An engine that is away is awaited."""
+        ours, theirs = harness.spec("00000001"), harness.spec("00000002", node="b")
+        for spec, node in ((ours, "a"), (theirs, "b")):
+            backend = harness.attach(node)
+            backend.create(spec)
+            backend.start(spec.name)
+        heard = threading.Semaphore(0)
+        away = harness.socket.rename(harness.folder / "away.sock")
+        events = ContainerEvents(socket=str(harness.socket), network="testnet", node_id=f"a-{harness.unique}")
+        thread = threading.Thread(target=events.follow, args=(heard.release,), daemon=True)
+        thread.start()
+        try:
+            assert not heard.acquire(timeout=0.2), "there is nothing to hear yet"
+            away.rename(harness.socket)
+            assert heard.acquire(timeout=60), "it is worth a look once the engine is back"
+            harness.api.containers.get(theirs.name).kill()
+            harness.api.containers.get(ours.name).pause()
+            assert heard.acquire(timeout=60)
+            assert harness.attach().inspect(ours.name).health == "unhealthy"  # type: ignore[union-attr]
+            assert harness.attach().list()[0].health == "unhealthy"
+            harness.api.containers.get(ours.name).unpause()
+            assert heard.acquire(timeout=60)
+            harness.api.containers.get(ours.name).kill()
+            assert heard.acquire(timeout=60)
+        finally:
+            events.close()
+            thread.join(60)
+        assert not thread.is_alive()
+
+    def test_a_paused_container_can_be_stopped(self, harness: ContainerHarness) -> None:
+        """It is what the repair does first; a frozen process hears no signal."""
+        spec, backend = harness.spec("00000001"), harness.attach()
+        backend.create(spec)
+        backend.start(spec.name)
+        harness.api.containers.get(spec.name).pause()
+        backend.stop(spec.name, grace=2)
+        backend.remove(spec.name)
+        assert backend.inspect(spec.name) is None
 
     def test_an_engine_that_is_not_there_is_unknown(self, harness: ContainerHarness) -> None:
         """No socket is no answer, never an empty list (I3)."""

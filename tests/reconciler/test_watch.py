@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 from types import SimpleNamespace
@@ -9,16 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from reconciler.state_dir import StateDir
-from reconciler.triggers import local_refs, notify, triggers
+from reconciler.tempo import Next, Tempo
+from reconciler.triggers import Sights, local_refs, triggers
 from reconciler.watch import Wake, watch
+from runtime.backends.lock_follower import LockFollower
 from runtime.host import SystemClock, SystemRandomness
-from schemas.errors import DownloadFailed, SourceUnreachable
+from schemas.errors import DownloadFailed, Expired, SourceUnreachable
+from schemas.plan import Held
 from tests.desired_state.network import git
 from tests.reconciler.test_source import fresh
+from tests.support.builders import NOW
 from tests.support.simulated_node import CountingRandomness, SteppingClock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 PATIENCE = 30.0
@@ -26,7 +32,7 @@ PATIENCE = 30.0
 
 def idle_pass() -> Any:
     """A pass with nothing to say."""
-    return SimpleNamespace(plan=SimpleNamespace(held=()))
+    return SimpleNamespace(next=None)
 
 
 class Resting(Wake):
@@ -51,9 +57,8 @@ def run(wake: Resting, run_pass: Any) -> list[Any]:
     watch(
         run_pass,
         wake=wake,
-        interval=30,
+        tempo=Tempo(30, CountingRandomness()),
         clock=SteppingClock(),
-        randomness=CountingRandomness(),
         reported=reported.append,
     )
     return reported
@@ -91,9 +96,8 @@ def test_what_was_found_while_resting_is_looked_at_without_a_rest(found: bool) -
     watch(
         lambda: passes.append(1) or idle_pass(),  # type: ignore[func-returns-value]
         wake=wake,
-        interval=30,
+        tempo=Tempo(30, CountingRandomness()),
         clock=SteppingClock(),
-        randomness=CountingRandomness(),
         reported=lambda _: None,
         idle=idle,
     )
@@ -111,9 +115,8 @@ def test_a_disk_that_fails_while_resting_ends_no_loop(caplog: pytest.LogCaptureF
     watch(
         idle_pass,
         wake=wake,
-        interval=30,
+        tempo=Tempo(30, CountingRandomness()),
         clock=SteppingClock(),
-        randomness=CountingRandomness(),
         reported=lambda _: None,
         idle=idle,
     )
@@ -125,18 +128,43 @@ def test_passes_follow_each_other_at_the_interval() -> None:
     """Nothing happens: one pass per interval."""
     wake = Resting(3)
     assert len(run(wake, idle_pass)) == 3
-    assert wake.rests == [30, 30, 30]
+    assert wake.rests == pytest.approx([30, 30, 30])
 
 
-def test_a_hold_that_ends_sooner_shortens_the_rest() -> None:
-    """A backoff is not waited out by a whole interval, and does not make the loop a busy one."""
+def test_a_pass_says_when_the_next_one_comes() -> None:
+    """The loop rests until then, and no longer."""
     clock = SteppingClock()
-    soon = SimpleNamespace(until=clock.now().replace(second=7))
-    now = SimpleNamespace(until=clock.now())
-    results = [SimpleNamespace(plan=SimpleNamespace(held=(item,))) for item in (soon, now)]
+    soon = Next(clock.now().replace(second=7), "a: Backoff")
     wake = Resting(2)
+    results = [SimpleNamespace(next=soon), SimpleNamespace(next=Next(clock.now(), "now"))]
     run(wake, iter(results).__next__)
-    assert wake.rests == [pytest.approx(7, abs=0.1), 1.0]
+    assert wake.rests == [pytest.approx(7, abs=0.1), 0.0]
+
+
+def test_what_comes_first_is_waited_for_and_named() -> None:
+    """A backoff is not waited out by a whole interval, and does not make the loop a busy one."""
+    tempo = Tempo(30, CountingRandomness())
+    soon = Held(subject="a", reason="Backoff", message="m", until=NOW + timedelta(seconds=7))
+    past = Held(subject="b", reason="OutsideWindow", message="m", until=NOW)
+    plan = SimpleNamespace(held=(soon, Held(subject="c", reason="Rejected", message="m")))
+    assert tempo.after(NOW, None, plan) == Next(NOW + timedelta(seconds=7), "a: Backoff")  # type: ignore[arg-type]
+    plan = SimpleNamespace(held=(soon, past))
+    assert tempo.after(NOW, None, plan) == Next(NOW + timedelta(seconds=1), "b: OutsideWindow")  # type: ignore[arg-type]
+    expiry = tempo.after(NOW, None, None, NOW + timedelta(seconds=3))
+    assert expiry == Next(NOW + timedelta(seconds=4), "the snapshot expires")
+    assert tempo.after(NOW, None, None, NOW).wait(NOW) == 30, "what has expired does not expire again"
+
+
+def test_repositories_that_do_not_answer_are_asked_less_often() -> None:
+    """The wait doubles up to its cap, and one answer sets it back; a refusal is an answer."""
+    tempo = Tempo(30, CountingRandomness())
+    away = SourceUnreachable("no route to host")
+    waits = [tempo.after(NOW, away).wait(NOW) for _ in range(7)]
+    assert waits == [60, 120, 240, 480, 600, 600, 600]
+    assert tempo.after(NOW, None).wait(NOW) == 30
+    assert tempo.after(NOW, Expired("over")).wait(NOW) == 30
+    assert tempo.after(NOW, away).wait(NOW) == 60
+    assert Tempo(3600, CountingRandomness()).after(NOW, away).wait(NOW) == 3600
 
 
 def test_a_refused_pass_is_logged_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -180,43 +208,81 @@ class Woken(Wake):
 
     def now(self, *, reload: bool = False) -> None:
         """Remember."""
+        self.reload = self.reload or reload
         self.seen.set()
 
 
-def test_a_commit_in_a_local_repository_wakes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("branch", ["main", "lines/stable"])
+def test_a_commit_in_a_local_repository_wakes(tmp_path: Path, branch: str) -> None:
     """A branch that moves on this machine is seen without a poll, also after its refs were packed."""
     origin = fresh(tmp_path / "origin")
-    state = StateDir(tmp_path / "state")
-    state.run.mkdir(parents=True)
+    git(origin.folder, "checkout", "-q", "-B", branch)
     wake = Woken()
-    with triggers(wake, state, [origin.url]):
+    with triggers(wake, Sights(urls=(origin.url,), branch=branch)):
         for _ in range(2):
             # The watcher takes a moment to begin: commit until it has seen one.
-            for _attempt in range(100):
-                origin.commit()
-                if wake.seen.wait(PATIENCE / 100):
-                    break
-            assert wake.seen.is_set()
-            wake.seen.clear()
-            git(origin.folder, "pack-refs", "--all")
+            eventually_woken(wake, origin.commit)
+            git(origin.folder, "pack-refs", "--all", "--no-prune")
+    assert not wake.reload
 
 
-def test_notify_wakes_a_daemon_and_says_when_there_is_none(tmp_path: Path) -> None:
-    """A hook can make the daemon look at once; a socket that nobody listens on is an error."""
-    # Deeper than a socket's address has room for.
-    state = StateDir(tmp_path / ("deep" * 30))
-    state.run.mkdir(parents=True)
-    with pytest.raises(SourceUnreachable, match="no daemon"):
-        notify(state)
+def eventually_woken(wake: Woken, again: Callable[[], object]) -> None:
+    """Do something until it has woken the loop."""
+    for _attempt in range(100):
+        again()
+        if wake.seen.wait(PATIENCE / 100):
+            break
+    assert wake.seen.is_set()
+    wake.seen.clear()
+
+
+def test_a_changed_configuration_is_read_again(tmp_path: Path) -> None:
+    """However it is written: in place, or renamed into place. What else lies in its folder is of no interest."""
+    config = tmp_path / "node.yaml"
+    config.write_text("a")
     wake = Woken()
-    with triggers(wake, state, ["https://example.org/network.git"]):
-        for _attempt in range(100):
-            try:
-                notify(state)
-                break
-            except SourceUnreachable:
-                wake.wait(PATIENCE / 100)
-        assert wake.seen.is_set()
+
+    def replace() -> None:
+        (tmp_path / "other").write_text("x")
+        (tmp_path / "other").rename(config)
+
+    with triggers(wake, Sights(config=config)):
+        for change in (lambda: config.write_text("b"), replace):
+            eventually_woken(wake, change)
+            assert wake.reload
+            wake.reload = False
+        (tmp_path / "neighbour").write_text("x")
+        assert not wake.seen.wait(0.5)
+
+
+def test_the_end_of_a_process_that_holds_a_lock_wakes(tmp_path: Path) -> None:
+    """One that was there at the start, and one that came with a pass; each once, and closing ends the thread."""
+    wake = Woken()
+
+    def hold(name: str) -> subprocess.Popen[bytes]:
+        folder = tmp_path / "run" / name
+        folder.mkdir(parents=True)
+        code = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
+        code += "print(flush=True); time.sleep(600)"
+        process = subprocess.Popen([sys.executable, "-c", code, str(folder / "lock")], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    first = hold("one")
+    before = threading.active_count()
+    with triggers(wake, Sights(instances=(LockFollower([tmp_path / "run", tmp_path / "missing"]),))) as renew:
+        second = hold("two")
+        renew()
+        assert not wake.seen.is_set()
+        for process in (first, second):
+            process.kill()
+            process.wait()
+            assert wake.seen.wait(PATIENCE)
+            wake.seen.clear()
+        renew()
+        assert not wake.seen.is_set()
+    assert threading.active_count() == before
 
 
 def test_only_repositories_of_this_machine_are_watched(tmp_path: Path) -> None:
@@ -234,9 +300,8 @@ def test_the_real_clock_and_chance_fit_the_loop() -> None:
     watch(
         idle_pass,
         wake=wake,
-        interval=10,
+        tempo=Tempo(10, SystemRandomness()),
         clock=SystemClock(),
-        randomness=SystemRandomness(),
         reported=lambda _result: None,
     )
     assert 9 <= wake.rests[0] <= 11

@@ -76,6 +76,20 @@ def sequence(folder: Path) -> int:
     return int(seen["sequence"]) if isinstance(seen, dict) else 0
 
 
+def condition(folder: Path, wanted: str) -> tuple[str, str]:
+    """Status and reason of a published condition."""
+    conditions = status(folder).get("conditions")
+    assert isinstance(conditions, list)
+    found = next(item for item in conditions if item["type"] == wanted)
+    return found["status"], found["reason"]
+
+
+def command(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of its own beside the daemon."""
+    line = [sys.executable, "-m", "reconciler.cli.main", "--config", str(config), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
 def test_a_daemon_from_start_to_end(tmp_path: Path, origin: Repository, daemon: subprocess.Popen[bytes]) -> None:
     """A commit, SIGHUP after a change of the configuration, a second reconciler, SIGTERM: each as promised."""
     eventually(lambda: sequence(tmp_path) == 1, "the first pass is published")
@@ -91,10 +105,20 @@ def test_a_daemon_from_start_to_end(tmp_path: Path, origin: Repository, daemon: 
     daemon.send_signal(signal.SIGHUP)
     eventually(lambda: status(tmp_path).get("labels") == {"rack": "r1"}, "the configuration is read again")
 
-    once = [sys.executable, "-m", "reconciler.cli.main", "--config", str(config)]
-    second = subprocess.run(once, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert second.returncode == 1
-    assert "StateLocked" in second.stderr
+    once = command(config)
+    assert (once.returncode, "NoAssignment" in once.stdout) == (6, True), "a pass beside a daemon is the daemon's"
+    assert command(config, "suspend", "lunch").returncode == 0
+    eventually(lambda: condition(tmp_path, "Suspended") == ("True", "ByOperator"), "a suspension is honoured at once")
+    assert command(config, "resume").returncode == 0
+    eventually(lambda: condition(tmp_path, "Suspended") == ("False", "Active"), "so is its end")
+
+    good = config.read_text()
+    config.write_text(good + "nonsense: true\n")
+    eventually(lambda: condition(tmp_path, "Stalled") == ("True", "ConfigError"), "a broken configuration is reported")
+    assert status(tmp_path)["labels"] == {"rack": "r1"}, "and the one before goes on"
+    config.write_text(good.replace("r1", "r2"))
+    eventually(lambda: status(tmp_path).get("labels") == {"rack": "r2"}, "a mended one is taken without being told")
+    assert condition(tmp_path, "Stalled")[1] != "ConfigError"
 
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(PATIENCE) == 0

@@ -87,7 +87,7 @@ class Machine:
         command = [sys.executable, "-m", "reconciler.cli.main", "--watch", "--interval", "1h"]
         with subprocess.Popen(command, env=os.environ.copy(), stderr=subprocess.PIPE) as process:
             try:
-                eventually((self.folder / "state/run/notify.sock").exists, "the daemon listens")
+                eventually((self.folder / "state/run/control.sock").exists, "the daemon listens")
                 eventually(lambda: sequence(self.folder) == 1, "the first pass is over")
                 yield process
                 process.send_signal(signal.SIGTERM)

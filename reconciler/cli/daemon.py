@@ -1,0 +1,219 @@
+"""`reconcile --watch`: the daemon. It stays until it is told to leave, and outlives its configuration's mistakes."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from reconciler.cli import wiring
+from reconciler.cli.passes import opened, serve_imports, state_of
+from reconciler.cli.scouting import Scout
+from reconciler.control import CONTROL_SOCKET, Audience, listening
+from reconciler.lookout import Lookout
+from reconciler.service import Pulse, notify
+from reconciler.tempo import Tempo
+from reconciler.triggers import Sights, triggers
+from reconciler.verbs import record
+from reconciler.watch import Wake, watch
+from runtime.host import SystemClock, SystemRandomness
+from schemas.errors import ConfigError, DaemonUnreachable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from reconciler.executor import Outcome, Reporter
+    from reconciler.loop import PassResult, Reconciler
+    from runtime.interfaces import Progress
+    from schemas.control import Question
+    from schemas.node import NodeConfig
+    from schemas.plan import Action
+
+LOG = logging.getLogger("reconcile")
+
+
+def stay(config_file: str | None, interval: int | None, *, stop_runtime: bool, as_json: bool) -> int:
+    """Make passes until told to end, and leave the runtime serving; returns the exit code.
+
+    Args:
+        config_file: where the configuration is; None looks for it.
+        interval: seconds between polls; None as the configuration says.
+        stop_runtime: stop the runtime in the end.
+        as_json: whether progress is for programs.
+
+    Raises:
+        ConfigError: there is no configuration that can be used, and there was none before.
+    """
+    gc.enable()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # It reports every file that changes; what comes of that is in our own lines.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    wake = Wake()
+    wake.on_signals()
+    daemon = _Daemon(wiring.config_path(config_file), wake, interval, as_json=as_json)
+    code = daemon.run()
+    notify("STOPPING=1")
+    if stop_runtime:
+        daemon.stop_runtime()
+    return code
+
+
+class _Daemon:
+    """What stays while configurations come and go."""
+
+    def __init__(self, path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> None:
+        self._path, self._wake, self._interval, self._as_json = path, wake, interval, as_json
+        self._config = wiring.load_config(path)
+        self._proven: NodeConfig | None = None
+        """The newest configuration that a node was wired from."""
+        self._error = ""
+        self._audience = Audience(self._record, wake)
+        self._changes = _Changes(as_json=as_json)
+        self._pulse = Pulse()
+
+    def run(self) -> int:
+        """Make passes until told to end."""
+        try:
+            with self._pulse.watched():
+                while not self._wake.is_set():
+                    self._wake.reload = False
+                    try:
+                        self._stay()
+                    except ConfigError as error:
+                        # Found in use only: a user that does not exist, say.
+                        if self._proven is None or self._config is self._proven:
+                            raise
+                        self._config = self._refused(error, self._proven)
+                        continue
+                    self._read()
+        finally:
+            self._audience.dismiss(DaemonUnreachable("the daemon was told to end", hint="start it again, or ask later"))
+        return 0
+
+    def stop_runtime(self) -> None:
+        """Stop what runs here, as a recorded pass of its own; what cannot be stopped now is left, and said."""
+        config = self._config
+        state = state_of(config)
+        with state.lock(), opened(config, Wake(), as_json=self._as_json) as reconciler:
+            for refused in reconciler.stop_runtime():
+                LOG.error("%s: %s", refused.reason, refused.message)
+            front = wiring.build_front(config, state, wiring.host())
+            if front is not None:
+                front.stop()
+
+    def _read(self) -> None:
+        if self._wake.is_set():
+            return
+        try:
+            self._config, self._error = wiring.load_config(self._path), ""
+        except ConfigError as error:
+            self._config = self._refused(error, self._config)
+
+    def _refused(self, error: ConfigError, before: NodeConfig) -> NodeConfig:
+        LOG.error("%s: %s; the configuration before goes on", error.reason, error.message)
+        self._error = error.message
+        return before
+
+    def _stay(self) -> None:
+        """Make passes with one configuration."""
+        config, wake = self._config, self._wake
+        state = state_of(config)
+        tempo = Tempo(self._interval or config.interval, SystemRandomness())
+        sights = Sights(
+            urls=tuple(repository.url for repository in config.repositories),
+            branch=config.branch,
+            config=self._path,
+            instances=tuple(wiring.build_followers(config, state)),
+        )
+        wired = opened(
+            config,
+            wake,
+            as_json=self._as_json,
+            tell=self._told,
+            lookout=Lookout(Scout(config), wake=wake, interval=self._interval or config.interval),
+            tempo=tempo,
+            config_error=self._error,
+        )
+        with (
+            state.lock(),
+            wired as reconciler,
+            listening(state.run / CONTROL_SOCKET, self._audience),
+            triggers(wake, sights) as renew,
+            wiring.observed(config, lambda: self._pass(config, reconciler)) as run_pass,
+        ):
+            self._proven = config
+            # It means that the node is looked after, whatever state it is in: a bad snapshot restarts no daemon.
+            notify("READY=1")
+
+            def rest() -> None:
+                renew()
+                self._pulse.rest()
+
+            watch(
+                run_pass,
+                wake=wake,
+                tempo=tempo,
+                clock=SystemClock(),
+                reported=self._changes,
+                resting=rest,
+                idle=reconciler.idle,
+            )
+
+    def _pass(self, config: NodeConfig, reconciler: Reconciler) -> PassResult:
+        self._pulse.beat()
+        serve_imports(config, self._wake)
+        result = self._audience.serve(lambda ignore: reconciler.run_pass(ignore_windows=ignore))
+        ready = result.status.condition("Ready")
+        notify(f"STATUS={f'{ready.reason}: {ready.message}'[:200] if ready is not None else ''}")
+        return result
+
+    def _record(self, question: Question) -> int:
+        """Record what somebody wants; called by the threads that serve the control socket."""
+        with closing(wiring.open_journal(state_of(self._config), readonly=False)) as journal:
+            return record(question, journal, SystemClock().now())
+
+    def _told(self, reporter: Reporter, advance: Progress) -> tuple[Reporter, Progress]:
+        audience = self._audience
+
+        def both(subject: str, done: int, total: int) -> None:
+            self._pulse.beat()
+            advance(subject, done, total)
+            audience.advance(subject, done, total)
+
+        return _All(self._pulse, reporter, audience), both
+
+
+class _All:
+    """A reporter that tells several, and shows a sign of life."""
+
+    def __init__(self, pulse: Pulse, *reporters: Reporter) -> None:
+        self._pulse, self._reporters = pulse, reporters
+
+    def started(self, action: Action) -> None:
+        """An action begins."""
+        self._pulse.beat()
+        for reporter in self._reporters:
+            reporter.started(action)
+
+    def finished(self, outcome: Outcome) -> None:
+        """An action ended, or was skipped."""
+        self._pulse.beat()
+        for reporter in self._reporters:
+            reporter.finished(outcome)
+
+
+class _Changes:
+    """Logs what changed between passes, and nothing when nothing did."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._before: dict[str, str] = {}
+
+    def __call__(self, result: PassResult) -> None:
+        for condition in result.status.conditions:
+            now = f"{condition.status} {condition.reason}: {condition.message}"
+            if self._before.get(condition.type) != now:
+                self._before[condition.type] = now
+                LOG.info("%s %s", condition.type, now)

@@ -1,0 +1,302 @@
+"""`run/control.sock`: where a daemon is asked for what changes its node.
+
+Connections are served by threads; they record what an operator wants, as the command would without a daemon, and wake
+the one thread that decides. Whoever asked for a pass hears what happens in it, and how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
+
+from reconciler import progress
+from runtime.connection import peer
+from schemas.control import PASSES, REQUEST_LIMIT, ControlDone, ControlFailed, ControlRequest, PassReport, Reconcile
+from schemas.control import Reload as ReloadConfig
+from schemas.errors import PeerRefused, ReconcileError, UsageError
+from schemas.failure import failure_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from reconciler.executor import Outcome
+    from reconciler.loop import PassResult
+    from reconciler.watch import Wake
+    from schemas.control import Question
+    from schemas.plan import Action
+
+LOG = logging.getLogger("reconcile")
+
+CONTROL_SOCKET: Final = "control.sock"
+MOST_CONNECTIONS: Final = 32
+"""Callers at once; a person and some hooks are a handful."""
+REQUEST_SECONDS: Final = 10.0
+"""Within which a caller has said what it wants."""
+WRITE_SECONDS: Final = 30.0
+"""Within which a caller takes a line; the pass does not wait for it."""
+KEPT_EVENTS: Final = 4096
+"""Lines that wait for a slow caller; further ones are dropped, the last one never is."""
+PROGRESS_SECONDS: Final = 0.2
+"""Between two lines about the bytes of one thing: what an eye can follow."""
+
+_LAST: Final = ("done", "failed")
+
+
+class Asked:
+    """One question that waits for a pass."""
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self._lines: queue.SimpleQueue[progress.Event] = queue.SimpleQueue()
+
+    def tell(self, event: progress.Event) -> None:
+        """Pass something on; never waits."""
+        if event["event"] in _LAST or self._lines.qsize() < KEPT_EVENTS:
+            self._lines.put(event)
+
+    def next(self) -> progress.Event:
+        """What to pass on next; waits for it."""
+        return self._lines.get()
+
+
+class Audience:
+    """Those who asked and wait. A reporter of passes: what happens is told to all of them, and to a display."""
+
+    def __init__(self, carry: Callable[[Question], int], wake: Wake) -> None:
+        """Nobody has asked yet.
+
+        Args:
+            carry: records what is wanted where the next pass finds it; how many things changed. Called by any thread.
+            wake: wakes the one thread that decides.
+        """
+        self._carry = carry
+        self._wake = wake
+        self._waiting: list[Asked] = []
+        self._taken: list[Asked] = []
+        self._lock = threading.Lock()
+        self._told: dict[str, float] = {}
+
+    # --- who asks -------------------------------------------------------------------------------------------------
+
+    def ask(self, question: Question) -> Asked | int:
+        """Record a question: an answer, or what to wait for.
+
+        Raises:
+            ReconcileError: it cannot be recorded.
+        """
+        count = self._carry(question)
+        asked = Asked(question) if isinstance(question, PASSES) else None
+        if asked is not None:
+            with self._lock:
+                self._waiting.append(asked)
+        self._wake.now(reload=isinstance(question, ReloadConfig))
+        return count if asked is None else asked
+
+    def leave(self, asked: Asked) -> None:
+        """Whoever asked is gone; what was asked for is done all the same."""
+        with self._lock:
+            for group in (self._waiting, self._taken):
+                if asked in group:
+                    group.remove(asked)
+
+    # --- the thread that decides ----------------------------------------------------------------------------------
+
+    def serve(self, run_pass: Callable[[bool], PassResult]) -> PassResult:
+        """Make a pass for whoever waits for one, and tell them how it ended.
+
+        Args:
+            run_pass: the pass; told whether maintenance windows are ignored.
+
+        Raises:
+            ReconcileError: the pass was refused; they know.
+        """
+        with self._lock:
+            self._taken, self._waiting = self._waiting, []
+            taken = list(self._taken)
+        questions = [asked.question for asked in taken]
+        try:
+            result = run_pass(any(isinstance(item, Reconcile) and item.ignore_windows for item in questions))
+        except ReconcileError as error:
+            self._end(_line(ControlFailed(failure=failure_of(error))))
+            raise
+        if taken:
+            report = PassReport(exit_code=result.exit_code, status=result.status, plan=result.plan)
+            self._end(_line(ControlDone(result=report)))
+        return result
+
+    def dismiss(self, error: ReconcileError) -> None:
+        """No pass will come: tell everybody who waits."""
+        with self._lock:
+            self._taken, self._waiting = [*self._taken, *self._waiting], []
+        self._end(_line(ControlFailed(failure=failure_of(error))))
+
+    def _end(self, line: progress.Event) -> None:
+        with self._lock:
+            taken, self._taken = self._taken, []
+        for asked in taken:
+            asked.tell(line)
+
+    # --- the reporter ---------------------------------------------------------------------------------------------
+
+    def started(self, action: Action) -> None:
+        """Tell of an action that begins."""
+        self._told.clear()
+        if self._listens():
+            self._tell(progress.started(action))
+
+    def finished(self, outcome: Outcome) -> None:
+        """Tell how it ended."""
+        if self._listens():
+            self._tell(progress.finished(outcome))
+
+    def advance(self, subject: str, done: int, total: int) -> None:
+        """Tell of bytes, a few times a second; called by any thread."""
+        if not self._listens():
+            return
+        now = time.monotonic()
+        if done < total and now - self._told.get(subject, 0.0) < PROGRESS_SECONDS:
+            return
+        self._told[subject] = now
+        self._tell(progress.advanced(subject, done, total))
+
+    def _listens(self) -> bool:
+        return bool(self._waiting or self._taken)
+
+    def _tell(self, event: progress.Event) -> None:
+        with self._lock:
+            listeners = [*self._taken, *self._waiting]
+        for asked in listeners:
+            asked.tell(event)
+
+
+def _line(answer: ControlDone | ControlFailed) -> progress.Event:
+    document: progress.Event = json.loads(answer.to_json())
+    return document
+
+
+# --- the socket ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def listening(path: Path, audience: Audience) -> Iterator[None]:
+    """Serve the control socket for as long as the context lasts. Whoever holds the state directory does.
+
+    Args:
+        path: the socket. One that a dead daemon left is replaced.
+        audience: takes the questions.
+    """
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            with short(path) as address:
+                listener.bind(address)
+            path.chmod(0o600)
+            listener.listen(MOST_CONNECTIONS)
+        except OSError as error:
+            # The node is looked after all the same; who asks is told that nobody listens.
+            LOG.warning("%s cannot be used: %s", path, error)
+            yield
+            return
+        thread = threading.Thread(target=_accept, args=(listener, audience), name="control", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            # Wakes the thread that accepts; closing alone would not.
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            thread.join(REQUEST_SECONDS)
+
+
+def _accept(listener: socket.socket, audience: Audience) -> None:
+    room = threading.BoundedSemaphore(MOST_CONNECTIONS)
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return  # it was shut down
+        if not room.acquire(blocking=False):
+            connection.close()
+            continue
+        threading.Thread(target=_answer, args=(connection, audience, room), name="caller", daemon=True).start()
+
+
+def _answer(connection: socket.socket, audience: Audience, room: threading.BoundedSemaphore) -> None:
+    try:
+        with connection:
+            try:
+                _check_peer(connection)
+                answer = audience.ask(_read(connection))
+            except ReconcileError as error:
+                _write(connection, _line(ControlFailed(failure=failure_of(error))))
+                return
+            if isinstance(answer, int):
+                _write(connection, _line(ControlDone(count=answer)))
+                return
+            try:
+                event: progress.Event = {"event": ""}
+                while event["event"] not in _LAST:
+                    event = answer.next()
+                    _write(connection, event)
+            finally:
+                audience.leave(answer)
+    except OSError as error:
+        LOG.debug("a caller left: %s", error)
+    finally:
+        room.release()
+
+
+def _check_peer(connection: socket.socket) -> None:
+    """Only root and this daemon's own user: whoever else can reach the socket shall not change the node."""
+    _, uid = peer(connection)
+    if uid not in (0, os.geteuid()):
+        raise PeerRefused(f"user {uid} may not ask this daemon", hint="run it as the daemon's user, or as root")
+
+
+def _read(connection: socket.socket) -> Question:
+    deadline = time.monotonic() + REQUEST_SECONDS
+    content = bytearray()
+    while b"\n" not in content:
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        part = connection.recv(2**16)
+        if not part or len(content) + len(part) > REQUEST_LIMIT:
+            raise UsageError(f"a question is one line of JSON, at most {REQUEST_LIMIT} bytes")
+        content += part
+    line, _, rest = bytes(content).partition(b"\n")
+    if rest:
+        raise UsageError("something follows the question")
+    try:
+        return ControlRequest.model_validate_json(line).ask
+    except ValidationError as error:
+        said = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise UsageError(f"this daemon does not understand the question: {said}"[:500]) from error
+
+
+def _write(connection: socket.socket, document: dict[str, Any]) -> None:
+    connection.settimeout(WRITE_SECONDS)
+    connection.sendall(json.dumps(document).encode() + b"\n")
+
+
+@contextmanager
+def short(path: Path) -> Iterator[str]:
+    """An address of a socket however long its path is: unix(7) has room for 107 bytes only.
+
+    Raises:
+        OSError: its folder cannot be opened.
+    """
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)

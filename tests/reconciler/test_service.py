@@ -1,0 +1,111 @@
+"""The daemon under a service manager: what it says, when the watchdog is fed, the unit, and ending the runtime."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from reconciler import service
+from reconciler.service import Pulse, notify, unit
+from tests.support.builders import snapshot
+from tests.support.simulated_node import SimulatedNode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def manager() -> Iterator[socket.socket]:
+    """A service manager's end of the socket, at an abstract address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.settimeout(PATIENCE)
+        listener.bind(f"\0reconcile-test-{os.getpid()}")
+        yield listener
+
+
+@pytest.mark.parametrize("where", ["abstract", "path"])
+def test_a_service_manager_is_told(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One datagram with all assignments, to either kind of address (sd_notify(3))."""
+    address = f"@reconcile-{os.getpid()}" if where == "abstract" else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.settimeout(PATIENCE)
+        listener.bind(address.replace("@", "\0"))
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        notify("READY=1", "STATUS=well")
+        assert listener.recv(1000) == b"READY=1\nSTATUS=well"
+
+
+@pytest.mark.parametrize("address", ["", "/nowhere/at/all", "vsock:2:1"])
+def test_where_there_is_no_manager_nothing_is_said(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing fails."""
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    notify("READY=1")
+
+
+def test_the_watchdog_is_fed_while_the_loop_lives(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it rests, and while something moves; a pass in which nothing moves for too long starves it."""
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@reconcile-test-{os.getpid()}")
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    pulse = Pulse()
+    pulse.rest()
+    with pulse.watched():
+        for _ in range(3):
+            assert manager.recv(100) == b"WATCHDOG=1"
+    monkeypatch.setattr(service, "SILENCE_SECONDS", 0.0)
+    assert pulse.alive(), "a rest is no silence"
+    pulse.beat()
+    assert not pulse.alive()
+    monkeypatch.setattr(service, "SILENCE_SECONDS", 3600.0)
+    assert pulse.alive()
+
+
+def test_a_watchdog_of_somebody_else_is_not_fed(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment is inherited; the process that is meant is named in it (sd_watchdog_enabled(3))."""
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@reconcile-test-{os.getpid()}")
+    monkeypatch.setenv("WATCHDOG_USEC", "1000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid() + 1))
+    with Pulse().watched():
+        notify("STATUS=end")
+    assert manager.recv(100) == b"STATUS=end"
+
+
+@pytest.mark.parametrize("containers", [True, False])
+def test_the_unit_is_one_that_systemd_takes(tmp_path: Path, containers: bool) -> None:
+    """Its own checker finds nothing to say; odd paths are quoted; containers keep the host's view of mounts."""
+    program, config, state = Path(sys.executable), tmp_path / "a b%c.yaml", tmp_path / "state dir"
+    state.mkdir()
+    text = unit(program, config, state, containers=containers, stop_runtime=True)
+    assert "@" not in text.replace("@system-service @mount", "")
+    assert f'--config "{tmp_path}/a b%%c.yaml" --watch --stop-runtime' in text
+    assert ("ProtectSystem=strict" in text) is not containers
+    assert "KillMode=process" in text, "a native runtime outlives the agent"
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed")
+    file = tmp_path / "reconcile.service"
+    file.write_text(text)
+    done = subprocess.run([analyze, "verify", "--man=no", str(file)], capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "reconcile.service" in line]) == (0, [])
+
+
+def test_the_runtime_ends_where_that_is_asked_for(tmp_path: Path) -> None:
+    """What this node created is stopped, on record; without being asked, a daemon that ends leaves it serving."""
+    node = SimulatedNode(tmp_path)
+    node.run(snapshot())
+    assert node.serving() == ["m:v1"]
+    assert node.reconciler.stop_runtime() == []
+    assert node.serving() == []
+    assert node.journal.history(limit=1)[0].outcome == "applied"
+    assert node.reconciler.stop_runtime() == [], "there is nothing left to stop"
+    node.run()
+    assert node.serving() == ["m:v1"], "the next daemon serves again"
