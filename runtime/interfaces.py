@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from runtime.front.route import Route
+    from runtime.validation.evidence import TopTokens
     from schemas.manifest import ManifestDocument
     from schemas.observation import (
         FrontSeen,
@@ -266,6 +267,25 @@ class Engine(Protocol):
 
         Raises:
             EngineUnreachable.
+        """
+        ...
+
+    def force(
+        self, connection: EngineConnection, prompt: Sequence[int], forced: Sequence[int]
+    ) -> tuple[TopTokens, ...]:
+        """The model's next-token distribution at each of these tokens, as if it had written the ones before.
+
+        Args:
+            connection: the instance.
+            prompt: token ids, at least one.
+            forced: token ids that stand after the prompt, at least one, none that ends generation.
+
+        Returns:
+            One per position, each saying which token stood there: an engine that does not do as it is told shows in
+            other tokens, or fewer.
+
+        Raises:
+            EngineUnreachable: it does not answer, or not with distributions.
         """
         ...
 

@@ -1,12 +1,19 @@
-"""Token ids out of an engine's JSON: never taken for what they should be (an engine may be hostile, or broken)."""
+"""Token ids and log-probabilities out of an engine's JSON.
+
+Never taken for what they should be: an engine may be hostile, or broken.
+"""
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Final
 
+from runtime.validation.evidence import FLOOR, TOP, TopTokens
 from schemas.errors import EngineUnreachable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pydantic import JsonValue
 
 MAX_VOCABULARY: Final = 2**31
@@ -27,11 +34,53 @@ def token_ids(answer: JsonValue, key: str, *, asked: str, at_most: int | None = 
     found = answer.get(key) if isinstance(answer, dict) else None
     if not isinstance(found, list):
         raise EngineUnreachable(f"{asked} answered without token ids")
-    tokens: list[int] = []
-    for item in found:
-        if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < MAX_VOCABULARY:
-            raise EngineUnreachable(f"{asked} answered {ascii(item)[:50]} for a token id")
-        tokens.append(item)
-    if at_most is not None and len(tokens) > at_most:
-        raise EngineUnreachable(f"{asked} answered {len(tokens)} tokens, {at_most} were asked for")
-    return tuple(tokens)
+    if at_most is not None and len(found) > at_most:
+        raise EngineUnreachable(f"{asked} answered {len(found)} tokens, {at_most} were asked for")
+    return tuple(token_id(item, asked=asked) for item in found)
+
+
+def token_id(value: JsonValue, *, asked: str) -> int:
+    """One token id.
+
+    Raises:
+        EngineUnreachable: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MAX_VOCABULARY:
+        raise EngineUnreachable(f"{asked} answered {ascii(value)[:50]} for a token id")
+    return value
+
+
+ROUNDING: Final = 1e-3
+"""How far above zero a logarithm of a probability may come out: some engines compute it in 16 bits."""
+
+
+def log_probability(value: JsonValue, *, asked: str) -> float:
+    """One natural logarithm of a probability, no less than `FLOOR`.
+
+    Raises:
+        EngineUnreachable: it is none.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value) or value > ROUNDING:
+        raise EngineUnreachable(f"{asked} answered {ascii(value)[:50]} for a log-probability")
+    return max(min(float(value), 0.0), FLOOR)
+
+
+def top_tokens(forced: int, logprob: float, listed: Iterable[tuple[int, float]], *, asked: str) -> TopTokens:
+    """A position's distribution, in order: the likeliest first, ids in order where they are as likely.
+
+    Args:
+        forced: the token that stands there.
+        logprob: its log-probability.
+        listed: the most likely tokens with theirs, in any order; what is beyond `TOP` is left out.
+        asked: the path that was asked, for messages.
+
+    Raises:
+        EngineUnreachable: a token is listed twice, or there are fewer than two.
+    """
+    found = sorted(listed, key=lambda pair: (-pair[1], pair[0]))[:TOP]
+    ids = tuple(token for token, _ in found)
+    if len(set(ids)) != len(ids):
+        raise EngineUnreachable(f"{asked} listed a token twice")
+    if len(ids) < 2:  # noqa: PLR2004 - a distribution of one token says nothing
+        raise EngineUnreachable(f"{asked} listed {len(ids)} tokens, {TOP} were asked for")
+    return TopTokens(forced, logprob, ids, tuple(value for _, value in found))

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from runtime.engines.answers import token_ids
+from runtime.engines.answers import log_probability, token_id, token_ids, top_tokens
 from runtime.engines.installation import beside_agent
 from runtime.interfaces import Launch
+from runtime.validation.evidence import TOP
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.snapshot import LlamaCppArgs
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from runtime.interfaces import EngineConnection, EngineView
+    from runtime.validation.evidence import TopTokens
     from schemas.manifest import ManifestDocument
     from schemas.observation import NativeEngine
     from schemas.probe import ChatMessage
@@ -28,6 +30,8 @@ PROGRAM: Final = Path(__file__).with_name("llamacpp_server.py")
 HEALTH_SECONDS: Final = 5.0
 RENDER_SECONDS: Final = 30.0
 PROMPT_TOKEN_SECONDS: Final = 0.1
+POSITION_BYTES: Final = 2**13
+"""Bytes that the answer may take for each position: twenty tokens with their text, and its bytes one by one."""
 TOKEN_SECONDS: Final = 2.0
 """Time allowed for a token: a 70B model on a slow processor writes about one per second."""
 
@@ -122,3 +126,52 @@ class LlamaCppEngine:
         timeout = RENDER_SECONDS + len(prompt) * PROMPT_TOKEN_SECONDS + tokens * TOKEN_SECONDS
         answer = connection.request("POST", "/completion", question, timeout=timeout)
         return token_ids(answer, "tokens", asked="/completion", at_most=tokens)
+
+    def force(
+        self, connection: EngineConnection, prompt: Sequence[int], forced: Sequence[int]
+    ) -> tuple[TopTokens, ...]:
+        """Next-token distributions at each of the forced tokens, one decoding step each.
+
+        llama.cpp has no log-probabilities of prompts (llama.cpp#27174): a grammar that allows exactly these tokens
+        makes it write them, and what it would rather have written is told as it was before the grammar.
+
+        Raises:
+            EngineUnreachable: also where a forced token ends generation, which no grammar can make it write on after.
+        """
+        question: JsonValue = {
+            "prompt": list(prompt),
+            "grammar": "root ::= " + " ".join(f"<[{token}]>" for token in forced),
+            "n_predict": len(forced),
+            "n_probs": TOP,
+            "post_sampling_probs": False,
+            "temperature": 0,
+            "cache_prompt": False,
+            "return_tokens": True,
+            "stream": False,
+        }
+        timeout = RENDER_SECONDS + len(prompt) * PROMPT_TOKEN_SECONDS + len(forced) * TOKEN_SECONDS
+        limit = 2**16 + len(forced) * POSITION_BYTES
+        answer = connection.request("POST", "/completion", question, timeout=timeout, limit=limit)
+        written = token_ids(answer, "tokens", asked="/completion", at_most=len(forced))
+        told = answer.get("completion_probabilities") if isinstance(answer, dict) else None
+        if not isinstance(told, list) or len(told) != len(written):
+            raise EngineUnreachable("/completion answered without the probabilities of each token")
+        return tuple(_distribution(item, token) for item, token in zip(told, written, strict=True))
+
+
+def _distribution(item: JsonValue, written: int) -> TopTokens:
+    """One of `completion_probabilities`.
+
+    Raises:
+        EngineUnreachable: it is not of that form, or about another token than was written.
+    """
+    asked = "/completion"
+    listed = item.get("top_logprobs") if isinstance(item, dict) else None
+    if not isinstance(item, dict) or item.get("id") != written or not isinstance(listed, list):
+        raise EngineUnreachable(f"{asked} answered with probabilities of another token than it wrote")
+    pairs: list[tuple[int, float]] = []
+    for entry in listed[:TOP]:
+        if not isinstance(entry, dict):
+            raise EngineUnreachable(f"{asked} answered {ascii(entry)[:50]} for a token's probability")
+        pairs.append((token_id(entry.get("id"), asked=asked), log_probability(entry.get("logprob"), asked=asked)))
+    return top_tokens(written, log_probability(item.get("logprob"), asked=asked), pairs, asked=asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtime.interfaces import Launch
+from runtime.validation.evidence import FLOOR, TOP, TopTokens
 from schemas.digests import digest_text
 from schemas.errors import EngineUnreachable
 from schemas.observation import NativeEngine
@@ -83,16 +84,39 @@ class SimulatedEngine:
 
     def greedy(self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int) -> tuple[int, ...]:
         """Token ids that depend on the model and the prompt."""
-        reply = connection.request("POST", "/greedy", timeout=1)
+        return answer(self._model(connection), *(str(token) for token in prompt))[:tokens]
+
+    def force(
+        self, connection: EngineConnection, prompt: Sequence[int], forced: Sequence[int]
+    ) -> tuple[TopTokens, ...]:
+        """Distributions that depend on the model and everything that stands before the position."""
+        model = self._model(connection)
+        return tuple(distribution(model, (*prompt, *forced[:number]), token) for number, token in enumerate(forced))
+
+    def _model(self, connection: EngineConnection) -> str:
+        reply = connection.request("POST", "/completion", timeout=1)
         manifest = str(reply["manifest"]) if isinstance(reply, dict) else ""
-        told = "another model" if manifest in self.lies else manifest
-        return answer(told, *(str(token) for token in prompt))[:tokens]
+        return "another model" if manifest in self.lies else manifest
 
 
 def answer(*parts: str) -> tuple[int, ...]:
     """Eight token ids that follow from the parts."""
     digest = digest_text("|".join(parts))[-32:]
     return tuple(int(digest[index : index + 4], 16) for index in range(0, 32, 4))
+
+
+def distribution(model: str, before: Sequence[int], forced: int) -> TopTokens:
+    """`TOP` tokens whose log-probabilities follow from the model and from what stands before the position."""
+    said = "|".join((model, *(str(token) for token in before)))
+    drawn = bytes.fromhex(digest_text(said)[-64:]) + bytes.fromhex(digest_text(f"more|{said}")[-64:])
+    # Ids apart by construction, steps between a sixteenth and two: they add up to no distribution of a real vocabulary,
+    # which nobody asks of them.
+    ids = tuple(drawn[number] * TOP + number for number in range(TOP))
+    logprobs: list[float] = []
+    for number in range(TOP):
+        logprobs.append((logprobs[-1] if logprobs else 0.0) - (1 + drawn[TOP + number] % 32) / 16)
+    told = dict(zip(ids, logprobs, strict=True))
+    return TopTokens(forced, told.get(forced, FLOOR), ids, tuple(logprobs))
 
 
 def simulated_connect(room: SimulatedEngineRoom, backend: Backend, name: str, socket: Path) -> EngineConnection:  # noqa: ARG001

@@ -6,9 +6,10 @@ import sys
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from runtime.engines.answers import token_ids
+from runtime.engines.answers import log_probability, token_id, token_ids, top_tokens
 from runtime.engines.installation import beside_agent
 from runtime.interfaces import Launch
+from runtime.validation.evidence import TOP
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.snapshot import VllmArgs
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from runtime.interfaces import EngineConnection, EngineView
+    from runtime.validation.evidence import TopTokens
     from schemas.manifest import ManifestDocument
     from schemas.observation import NativeEngine
     from schemas.probe import ChatMessage
@@ -29,6 +31,10 @@ MODULE: Final = "vllm.entrypoints.openai.api_server"
 HEALTH_SECONDS: Final = 5.0
 RENDER_SECONDS: Final = 30.0
 PROMPT_TOKEN_SECONDS: Final = 0.1
+POSITION_BYTES: Final = 2**12
+"""Bytes that the answer may take for each position: twenty tokens with their text."""
+MAX_DIGITS: Final = 10
+"""Digits of a token id."""
 TOKEN_SECONDS: Final = 2.0
 """Time allowed for a token, as for llama.cpp: a large model on a slow processor writes about one per second."""
 
@@ -148,9 +154,67 @@ class VllmEngine:
             raise EngineUnreachable("/v1/completions answered without exactly one choice")
         return token_ids(choices[0], "token_ids", asked="/v1/completions", at_most=tokens)
 
+    def force(
+        self, connection: EngineConnection, prompt: Sequence[int], forced: Sequence[int]
+    ) -> tuple[TopTokens, ...]:
+        """Next-token distributions at each of the forced tokens, in one pass over all of them as a prompt.
+
+        Such a request goes around the prefix cache; its salt is fresh all the same (vllm#42019).
+
+        Raises:
+            EngineUnreachable.
+        """
+        given = [*prompt, *forced]
+        question: JsonValue = {
+            "prompt": list(given),
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": TOP,
+            "return_token_ids": True,
+            "add_special_tokens": False,
+            "cache_salt": uuid.uuid4().hex,
+            "stream": False,
+        }
+        timeout = RENDER_SECONDS + len(given) * PROMPT_TOKEN_SECONDS + TOKEN_SECONDS
+        limit = 2**16 + len(given) * POSITION_BYTES
+        answer = connection.request("POST", "/v1/completions", question, timeout=timeout, limit=limit)
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+            raise EngineUnreachable("/v1/completions answered without exactly one choice")
+        if token_ids(choices[0], "prompt_token_ids", asked="/v1/completions", at_most=len(given)) != tuple(given):
+            raise EngineUnreachable("/v1/completions answered for another prompt than it was given")
+        told = choices[0].get("prompt_logprobs")
+        if not isinstance(told, list) or len(told) != len(given):
+            raise EngineUnreachable("/v1/completions answered without the log-probabilities of each token")
+        found = told[len(prompt) :]
+        return tuple(_distribution(item, token) for item, token in zip(found, forced, strict=True))
+
 
 def _cache(arguments: VllmArgs) -> dict[str, str]:
     """Memory for attention keys and values where vLLM computes on the processor, which it wants in whole GiB."""
     if arguments.kv_cache is None:
         return {}
     return {"VLLM_CPU_KVCACHE_SPACE": str(max(arguments.kv_cache // GIBIBYTE, 1))}
+
+
+def _distribution(found: JsonValue, token: int) -> TopTokens:
+    """One of `prompt_logprobs`: the most likely tokens by id, and the token that stands there wherever it ranks.
+
+    Raises:
+        EngineUnreachable: it is not of that form.
+    """
+    asked = "/v1/completions"
+    if not isinstance(found, dict) or len(found) > TOP + 1:
+        raise EngineUnreachable(f"{asked} answered without a position's log-probabilities")
+    ranked: list[tuple[int, float]] = []
+    logprob: float | None = None
+    for name, entry in found.items():
+        if not isinstance(entry, dict) or not name.isascii() or not name.isdecimal() or len(name) > MAX_DIGITS:
+            raise EngineUnreachable(f"{asked} answered {ascii(name)[:50]} for a token's log-probability")
+        pair = (token_id(int(name), asked=asked), log_probability(entry.get("logprob"), asked=asked))
+        ranked.append(pair)
+        if pair[0] == token:
+            logprob = pair[1]
+    if logprob is None:
+        raise EngineUnreachable(f"{asked} answered without the log-probability of token {token}")
+    return top_tokens(token, logprob, ranked, asked=asked)

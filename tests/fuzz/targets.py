@@ -32,6 +32,7 @@ from reconciler.published import read_status
 from reconciler.state_dir import StateDir
 from runtime import connection
 from runtime.engines.llamacpp import LlamaCppEngine
+from runtime.engines.vllm import VllmEngine
 from runtime.host import DurableFiles, SystemClock, host_ports
 from runtime.interfaces import Model
 from runtime.models import formats, http_source, pieces, records, sources
@@ -384,7 +385,16 @@ class Engine:
         return connection._json(self.content, f"{method} {path} {body is None}")
 
 
-@target(b'{"status": "ok", "prompt": "x", "tokens": [1, 2]}', b'{"tokens": [-1, true, 1e400]}', b"[" * 200)
+VLLM = VllmEngine()
+
+
+@target(
+    b'{"status": "ok", "prompt": "x", "tokens": [1, 2]}',
+    b'{"tokens": [-1, true, 1e400]}',
+    b"[" * 200,
+    b'{"tokens": [2], "completion_probabilities": [{"id": 2, "logprob": -1, "top_logprobs": [{"id": 2}]}]}',
+    b'{"choices": [{"prompt_token_ids": [1, 2, 3], "prompt_logprobs": [null, {"2": {"logprob": -1}}, {}]}]}',
+)
 def engine_answer(content: bytes) -> None:
     """What an engine answers on its socket."""
     engine, answering = LlamaCppEngine(), Engine(content)
@@ -392,6 +402,8 @@ def engine_answer(content: bytes) -> None:
         lambda: engine.ready(answering),
         lambda: engine.render(answering, ()),
         lambda: engine.greedy(answering, (1,), tokens=4),
+        lambda: engine.force(answering, (1,), (2, 3)),
+        lambda: VLLM.force(answering, (1,), (2, 3)),
     ):
         with suppress(ReconcileError):
             ask()
