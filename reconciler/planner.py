@@ -43,7 +43,7 @@ def plan(
         now: the time at which holds, windows and retests are judged.
         ignore_windows: a person at the node wants changes now, whatever the maintenance windows say.
     """
-    choice = choose(desired, observed, node)
+    choice = choose(desired, observed, node, now)
     situation = Situation(desired, observed, node, now, choice, ignore_windows)
     draft = Draft(held=list(choice.held), trace=list(choice.trace))
     if not observed.memory.suspended:

@@ -8,7 +8,7 @@ Every method may be called again after a crash at any point: each is idempotent,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -220,10 +220,16 @@ class EngineConnection(Protocol):
         ...
 
 
+Answers = Literal["render", "tokenize", "force", "sample", "chat"]
+"""What validation can ask of an engine beyond greedy continuations, which every engine gives."""
+
+
 class Engine(Protocol):
     """What is run: how it is started, how ready looks, how it is asked. Stateless."""
 
     name: str
+    answers: frozenset[Answers]
+    """Which of the methods below it has an answer to; the others are never called."""
     formats: frozenset[str]
     """Manifest formats that it loads."""
     distributions: tuple[str, ...]
@@ -249,8 +255,28 @@ class Engine(Protocol):
         """
         ...
 
-    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    def render(
+        self, connection: EngineConnection, messages: Sequence[ChatMessage], *, tools: Sequence[JsonValue] = ()
+    ) -> tuple[int, ...]:
         """Token ids of a rendered conversation, with the generation prompt.
+
+        Args:
+            connection: the instance.
+            messages: the conversation.
+            tools: functions that the model may call, as OpenAI's API describes them.
+
+        Raises:
+            EngineUnreachable.
+        """
+        ...
+
+    def tokenize(self, connection: EngineConnection, text: str, *, special: bool) -> tuple[int, ...]:
+        """Token ids of a plain text.
+
+        Args:
+            connection: the instance.
+            text: the text, in which nothing is taken for a control token.
+            special: whether what the vocabulary puts around a text is added (a beginning of sequence).
 
         Raises:
             EngineUnreachable.
@@ -264,6 +290,14 @@ class Engine(Protocol):
             connection: the instance.
             prompt: token ids.
             tokens: how many to generate; fewer come back when the model ends by itself.
+
+        Raises:
+            EngineUnreachable.
+        """
+        ...
+
+    def text(self, connection: EngineConnection, tokens: Sequence[int]) -> str:
+        """What token ids say, as far as they are characters; asked for when a probe is recorded.
 
         Raises:
             EngineUnreachable.
@@ -286,6 +320,44 @@ class Engine(Protocol):
 
         Raises:
             EngineUnreachable: it does not answer, or not with distributions.
+        """
+        ...
+
+    def sample(
+        self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int, seed: int, temperature: float
+    ) -> tuple[int, ...]:
+        """A continuation as clients get it: caches allowed, drawn from the whole distribution at a temperature.
+
+        Args:
+            connection: the instance.
+            prompt: token ids.
+            tokens: how many to generate; fewer come back when the model ends by itself.
+            seed: decides what is drawn.
+            temperature: 0 draws the likeliest.
+
+        Raises:
+            EngineUnreachable.
+        """
+        ...
+
+    def chat(
+        self,
+        connection: EngineConnection,
+        messages: Sequence[ChatMessage],
+        *,
+        schema: Mapping[str, JsonValue],
+        call: bool,
+    ) -> str:
+        """The text of an answer that was asked to have a form; empty where there is none.
+
+        Args:
+            connection: the instance.
+            messages: the conversation.
+            schema: JSON Schema of the answer.
+            call: whether it should be the arguments of a function call.
+
+        Raises:
+            EngineUnreachable.
         """
         ...
 

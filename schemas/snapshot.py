@@ -403,6 +403,14 @@ class Windows(Frozen):
     """Signed by the operators: this snapshot ignores the windows."""
 
 
+class ValidationPolicy(Frozen):
+    """What becomes of a validation that could not tell."""
+
+    inconclusive: Literal["retry", "reject"] = "retry"
+    """`retry`: nothing is held against the model; what served before goes on, and it is tried again with backoff.
+    `reject`: it counts as failed, and is remembered."""
+
+
 class Policy(Frozen):
     """Rules of the network for every node."""
 
@@ -416,6 +424,8 @@ class Policy(Frozen):
     """Clean-up."""
     windows: Windows = Windows.model_construct()
     """Maintenance windows."""
+    validation: ValidationPolicy = ValidationPolicy.model_construct()
+    """Validation inference."""
 
 
 # --- the document -------------------------------------------------------------------------------------------------

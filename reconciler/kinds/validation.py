@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from reconciler.kinds.base import Kind
 from reconciler.kinds.runtime import instance_name, serving_instance
 from reconciler.memory import CommitGood, DropHold, IssueReceipt, Note, model_state
 from runtime.interfaces import SOCKET_NAME
-from runtime.validation.judge import judge
-from runtime.validation.run import run_probe
-from schemas.errors import ValidationFailed
+from runtime.validation.platform import platform_of
+from runtime.validation.run import validate
+from schemas.errors import ValidationFailed, ValidationInconclusive
 from schemas.observation import LastKnownGood
 from schemas.plan import Action, StartInstance, ValidateModel
 
@@ -56,8 +56,22 @@ def _add(situation: Situation, draft: Draft, target: ServingTarget, cause: str, 
             target=target,
             role="last-known-good" if back else "desired",
             snapshot=snapshot,
+            tasks=_tasks(situation, target),
+            inconclusive=_inconclusive(situation),
         )
     )
+
+
+def _tasks(situation: Situation, target: ServingTarget) -> tuple[str, ...]:
+    """What the snapshot says that the model is for; nothing for one that it no longer lists."""
+    document = situation.desired.document
+    models = document.spec.models if document is not None else ()
+    return next((spec.requires.tasks for spec in models if spec.manifest.digest == target.manifest), ())
+
+
+def _inconclusive(situation: Situation) -> Literal["retry", "reject"]:
+    document = situation.desired.document
+    return document.spec.policy.validation.inconclusive if document is not None else "retry"
 
 
 def _is_leaving(draft: Draft, instance: Instance) -> bool:
@@ -86,6 +100,7 @@ def perform(action: Action, context: Context) -> Changes:
 
     Raises:
         ValidationFailed: it did not answer as expected.
+        ValidationInconclusive: its answers do not tell.
         EngineUnreachable: it did not answer.
     """
     if not isinstance(action, ValidateModel):
@@ -96,7 +111,18 @@ def perform(action: Action, context: Context) -> Changes:
     name = instance_name(context.node.network, intent)
     connection = adapters.connect(backend, name, adapters.run_folder / name / SOCKET_NAME)
     probe = adapters.documents.probe(target.probe.digest)
-    verdict = judge(probe, run_probe(engine, connection, probe, stop=adapters.ports.stop))
+    verdict, _ = validate(
+        engine,
+        connection,
+        probe,
+        platform=platform_of(target, context.hardware),
+        seed=adapters.ports.randomness.token(16),
+        clock=adapters.ports.clock,
+        stop=adapters.ports.stop,
+        tasks=action.tasks,
+    )
+    if verdict.outcome == "inconclusive" and action.inconclusive == "retry":
+        raise ValidationInconclusive(f"{target.model}: {verdict.message}")
     if verdict.outcome != "pass":
         raise ValidationFailed(f"{target.model}: {verdict.message}")
     now = adapters.ports.clock.now()

@@ -39,6 +39,18 @@ def token_ids(answer: JsonValue, key: str, *, asked: str, at_most: int | None = 
     return tuple(token_id(item, asked=asked) for item in found)
 
 
+def said(answer: JsonValue, key: str, *, asked: str) -> str:
+    """The text that an object has under a key.
+
+    Raises:
+        EngineUnreachable: there is none.
+    """
+    found = answer.get(key) if isinstance(answer, dict) else None
+    if not isinstance(found, str):
+        raise EngineUnreachable(f"{asked} answered without a text")
+    return found
+
+
 def token_id(value: JsonValue, *, asked: str) -> int:
     """One token id.
 

@@ -6,19 +6,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from runtime.engines.answers import log_probability, token_id, token_ids, top_tokens
+from runtime.engines.answers import log_probability, said, token_id, token_ids, top_tokens
 from runtime.engines.installation import beside_agent
+from runtime.engines.openai_chat import formed_chat, turns
 from runtime.interfaces import Launch
 from runtime.validation.evidence import TOP
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.snapshot import LlamaCppArgs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pydantic import JsonValue
 
-    from runtime.interfaces import EngineConnection, EngineView
+    from runtime.interfaces import Answers, EngineConnection, EngineView
     from runtime.validation.evidence import TopTokens
     from schemas.manifest import ManifestDocument
     from schemas.observation import NativeEngine
@@ -44,6 +45,7 @@ class LlamaCppEngine:
 
     name = "llamacpp"
     formats = frozenset({"gguf"})
+    answers: frozenset[Answers] = frozenset({"render", "tokenize", "force", "sample", "chat"})
     distributions: tuple[str, ...] = ("xllamacpp",)
 
     def native(self) -> NativeEngine | None:
@@ -92,14 +94,18 @@ class LlamaCppEngine:
         answer = connection.request("GET", "/health", timeout=HEALTH_SECONDS)
         return isinstance(answer, dict) and answer.get("status") == "ok"
 
-    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    def render(
+        self, connection: EngineConnection, messages: Sequence[ChatMessage], *, tools: Sequence[JsonValue] = ()
+    ) -> tuple[int, ...]:
         """Token ids of a rendered conversation, exactly as the chat endpoint would feed them to the model.
 
         Raises:
             EngineUnreachable.
         """
-        turns: list[JsonValue] = [{"role": message.role, "content": message.content} for message in messages]
-        rendered = connection.request("POST", "/apply-template", {"messages": turns}, timeout=RENDER_SECONDS)
+        conversation: dict[str, JsonValue] = {"messages": turns(messages)}
+        if tools:
+            conversation["tools"] = list(tools)
+        rendered = connection.request("POST", "/apply-template", conversation, timeout=RENDER_SECONDS)
         prompt = rendered.get("prompt") if isinstance(rendered, dict) else None
         if not isinstance(prompt, str):
             raise EngineUnreachable("/apply-template answered without a prompt")
@@ -108,6 +114,25 @@ class LlamaCppEngine:
         question: JsonValue = {"content": prompt, "add_special": True, "parse_special": True}
         answer = connection.request("POST", "/tokenize", question, timeout=RENDER_SECONDS)
         return token_ids(answer, "tokens", asked="/tokenize")
+
+    def tokenize(self, connection: EngineConnection, text: str, *, special: bool) -> tuple[int, ...]:
+        """Token ids of a plain text.
+
+        Raises:
+            EngineUnreachable.
+        """
+        question: JsonValue = {"content": text, "add_special": special, "parse_special": False}
+        answer = connection.request("POST", "/tokenize", question, timeout=RENDER_SECONDS)
+        return token_ids(answer, "tokens", asked="/tokenize")
+
+    def text(self, connection: EngineConnection, tokens: Sequence[int]) -> str:
+        """What token ids say.
+
+        Raises:
+            EngineUnreachable.
+        """
+        answer = connection.request("POST", "/detokenize", {"tokens": list(tokens)}, timeout=RENDER_SECONDS)
+        return said(answer, "content", asked="/detokenize")
 
     def greedy(self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int) -> tuple[int, ...]:
         """The most likely continuation of token ids, computed anew.
@@ -157,6 +182,44 @@ class LlamaCppEngine:
         if not isinstance(told, list) or len(told) != len(written):
             raise EngineUnreachable("/completion answered without the probabilities of each token")
         return tuple(_distribution(item, token) for item, token in zip(told, written, strict=True))
+
+    def sample(
+        self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int, seed: int, temperature: float
+    ) -> tuple[int, ...]:
+        """A continuation as clients get it, drawn from the whole distribution.
+
+        Raises:
+            EngineUnreachable.
+        """
+        question: JsonValue = {
+            "prompt": list(prompt),
+            "n_predict": tokens,
+            "seed": seed,
+            "temperature": temperature,
+            # The one that is tested: every other narrows what may be drawn.
+            "samplers": ["temperature"],
+            "cache_prompt": True,
+            "return_tokens": True,
+            "stream": False,
+        }
+        timeout = RENDER_SECONDS + len(prompt) * PROMPT_TOKEN_SECONDS + tokens * TOKEN_SECONDS
+        answer = connection.request("POST", "/completion", question, timeout=timeout)
+        return token_ids(answer, "tokens", asked="/completion", at_most=tokens)
+
+    def chat(
+        self,
+        connection: EngineConnection,
+        messages: Sequence[ChatMessage],
+        *,
+        schema: Mapping[str, JsonValue],
+        call: bool,
+    ) -> str:
+        """The text of an answer that was asked to have a form.
+
+        Raises:
+            EngineUnreachable.
+        """
+        return formed_chat(connection, messages, schema=schema, call=call)
 
 
 def _distribution(item: JsonValue, written: int) -> TopTokens:

