@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 from math import ceil
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -62,7 +61,8 @@ def calibrate(
 ) -> Calibration:
     """Thresholds for one platform.
 
-    A draw is what a validation does: cases in a random order, each as one of the runs answered it, up to each look.
+    A draw is what a validation does: cases at random, each as one of the runs answered it, up to each look. A case may
+    come twice: the recorded cases stand for all that could have been, and drawing each once would know them too well.
     Quantiles are over three thousand draws or more, never over single tokens: their tails are what matters.
 
     Args:
@@ -83,12 +83,14 @@ def calibrate(
     draws = max(3000, ceil(3 / false_rejects))
     random = Random(f"calibration/1|{total}|{len(runs)}")  # noqa: S311 - repeatable, and nothing secret
     reached: list[list[_Sum]] = [[] for _ in bounds]
-    numbers = list(range(len(pools[0])))
+    numbers = [number for number, item in enumerate(pools[0]) if item.tokens]
     for _ in range(draws):
-        random.shuffle(numbers)
-        path = list(accumulate((random.choice(pools)[number] for number in numbers), _Sum.plus))
-        for place, bound in enumerate(bounds):
-            reached[place].append(next(item for item in path if item.tokens >= bound))
+        so_far, place = _Sum(0, 0.0, 0.0, 0), 0
+        while place < len(bounds):
+            so_far = so_far.plus(random.choice(pools)[random.choice(numbers)])
+            while place < len(bounds) and so_far.tokens >= bounds[place]:
+                reached[place].append(so_far)
+                place += 1
     quantile = 1 - false_rejects / len(bounds)
     looks = [
         _look(bound, found, quantile, margin, last=bound == bounds[-1])
