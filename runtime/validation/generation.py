@@ -70,7 +70,7 @@ def agreement(
     for position, (one, other) in enumerate(zip(wanted, got, strict=False)):
         if one == other:
             continue
-        if top and _hesitates(top[position], other):
+        if top and _hesitates(top[position], one, other):
             return position, ""
         return position, f"token {position + 1} is {other}, the probe expects {one}"
     if len(got) < len(wanted):
@@ -80,10 +80,10 @@ def agreement(
     return len(wanted), ""
 
 
-def _hesitates(position: Distribution, token: int) -> bool:
-    if token not in position.ids:
-        return False
-    return position.logprobs[0] - position.logprobs[position.ids.index(token)] <= GAP
+def _hesitates(position: Distribution, *tokens: int) -> bool:
+    """Whether each of these is as good as the likeliest: the recorded one as well, or it was never the model's."""
+    told = dict(zip(position.ids, position.logprobs, strict=True))
+    return all(token in told and position.logprobs[0] - told[token] <= GAP for token in tokens)
 
 
 def cache_split(case: GreedyCase) -> int:

@@ -209,6 +209,8 @@ class TestGeneration:
         assert agreement((5, 5, 5), (sure, torn, sure), (5, 7, 8))[1] == "token 2 is 7, the probe expects 5"
         assert agreement((5, 5, 5), (sure, torn, sure), (5, 99, 8))[1] == "token 2 is 99, the probe expects 5"
         assert agreement((5, 5, 5), (sure, sure, sure), (5, 6, 8))[1] == "token 2 is 6, the probe expects 5"
+        # A recorded token that the reference never preferred: the probe was changed after it was recorded.
+        assert agreement((6, 5, 5), (sure, sure, sure), (5, 5, 5))[1] == "token 1 is 5, the probe expects 6"
 
     def test_an_end_is_an_end(self) -> None:
         """A stop token that is not obeyed, or obeyed too early."""
