@@ -49,10 +49,11 @@ format: install ## rewrite in the project's style
 bench: install ## measure (ONLY=name for one); writes benchmarks/results.json and RESULTS.md
 	@$(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY))
 
-docs: install ## write the generated references (JSON Schemas, reasons, attack table), and build the site into site/
+docs: install ## write the generated references (JSON Schemas, reasons, attack and isolation tables), and build the site into site/
 	@$(BIN)/python -m schemas.publish
 	@$(BIN)/python -m schemas.reasons
 	@$(BIN)/python -m tests.attacks.publish
+	@$(BIN)/python -m tests.isolation.table
 	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs site
 
 lock: ## resolve the locked requirements again (needs uv)

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
     from eth_account.messages import SignableMessage
 
+    from schemas.receipt import ChainHead, ReceiptDocument
     from schemas.snapshot import SnapshotDocument
     from schemas.timestamp import TimestampDocument
     from schemas.trust import TrustDocument
 
-PrimaryType = Literal["Snapshot", "Trust", "Timestamp", "Receipt"]
+PrimaryType = Literal["Snapshot", "Trust", "Timestamp", "Receipt", "ReceiptHead"]
 Fields = tuple[tuple[str, str], ...]
 
 DOMAIN_NAME: Final = "reconcile"
@@ -80,6 +81,16 @@ TYPES: Final[Mapping[PrimaryType, Fields]] = MappingProxyType(
             ("subjectBlake3", "bytes32"),
             ("evidenceBlake3", "bytes32"),
             ("previousBlake3", "bytes32"),
+            ("contentBlake3", "bytes32"),
+        ),
+        # Where the chain ended when somebody took a copy of it.
+        "ReceiptHead": (
+            ("network", "string"),
+            ("node", "address"),
+            ("number", "uint64"),
+            ("issuedAt", "uint64"),
+            ("lastBlake3", "bytes32"),
+            ("contentBlake3", "bytes32"),
         ),
     }
 )
@@ -190,33 +201,50 @@ def timestamp_message(document: TimestampDocument, content: bytes) -> TypedData:
     )
 
 
-def receipt_message(
-    *, network: str, node: str, number: int, subject: str, evidence: str, previous: str | None, issued_at: datetime
-) -> TypedData:
-    """What a node signs when a subject passed its probe.
+def receipt_message(document: ReceiptDocument, content: bytes) -> TypedData:
+    """What a node signs when a subject passed its probe, failed it, or counts no longer.
 
     Args:
-        network: the network.
-        node: the node's checksummed address.
-        number: 1, 2, 3 ... within the node's life.
-        subject: digest of what was validated.
-        evidence: digest of the probe's recorded answers.
-        previous: digest of the receipt before, None for the first.
-        issued_at: when it passed.
+        document: the statement, read from `content`.
+        content: its exact bytes.
 
     Raises:
-        ValueError: `node` is not a checksummed address.
+        ValueError: its node is not a checksummed address.
     """
     return _typed(
-        network,
+        document.network,
         "Receipt",
         {
-            "node": checksum(node),
-            "number": number,
-            "issuedAt": _seconds(issued_at),
-            "subjectBlake3": _bytes32(subject),
-            "evidenceBlake3": _bytes32(evidence),
-            "previousBlake3": _bytes32(previous),
+            "node": checksum(document.node),
+            "number": document.number,
+            "issuedAt": _seconds(document.issued_at),
+            "subjectBlake3": _bytes32(document.subject_digest),
+            "evidenceBlake3": _bytes32(document.evidence),
+            "previousBlake3": _bytes32(document.previous),
+            "contentBlake3": _bytes32(digest_bytes(content)),
+        },
+    )
+
+
+def receipt_head_message(document: ChainHead, content: bytes) -> TypedData:
+    """What a node signs when its chain is exported.
+
+    Args:
+        document: where the chain ends, read from `content`.
+        content: its exact bytes.
+
+    Raises:
+        ValueError: its node is not a checksummed address.
+    """
+    return _typed(
+        document.network,
+        "ReceiptHead",
+        {
+            "node": checksum(document.node),
+            "number": document.number,
+            "issuedAt": _seconds(document.issued_at),
+            "lastBlake3": _bytes32(document.digest),
+            "contentBlake3": _bytes32(digest_bytes(content)),
         },
     )
 

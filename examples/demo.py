@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECONCILE = Path(sys.executable).with_name("reconcile")
 OPERATORS = ("alice", "bob", "carol")
 SIGNERS = ("alice", "bob")
-NATIVE_IS_WEAKER = ("filesystem", "memory", "network", "pids", "user")
+NATIVE_IS_WEAKER = ("cpu", "filesystem", "memory", "network", "pids", "shm", "socket-size", "user")
 """What a plain process is not kept from; snapshot and node both have to allow it."""
 
 SHOWN = ("Wrote", "Signed", "Network", "Pin", "Address")
@@ -316,6 +316,8 @@ class Demo:
         self.reconcile()
         self.check("tiny:v1 serves, with a receipt of its validation", self.serving() == "tiny:v1")
         self.check("the model is Active", self.model_state("tiny:v1") == "Active")
+        audit = self.run("audit")
+        self.check("the receipt is signed, and its chain holds", "1 signed" in audit and "The chain holds." in audit)
         self.say(f"asked for a completion through the front, the engine answers: {self.complete('Hello')!r}")
         self.run("plan", "--detailed-exitcode")
 

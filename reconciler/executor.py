@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from reconciler.kinds.base import Context
 from reconciler.kinds.registry import kind_of
 from reconciler.memory import after_failure
 from schemas.errors import ReconcileError
-from schemas.plan import StartInstance, StopInstance, ValidateModel
+from schemas.plan import CreateInstance, RouteFront, StartFront, StartInstance, StopInstance, ValidateModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from schemas.node import NodeConfig
     from schemas.observation import Observed
     from schemas.plan import Action, Plan
+    from schemas.ports import Stop
 
 INTENT_BYTES = 6
 """Random bytes of an intent id: 48 bits are unique among the thousands that one node makes, and fit into a name."""
@@ -71,6 +72,7 @@ def execute(
     journal: Journal,
     sources: Mapping[str, tuple[str, ...]],
     reporter: Reporter,
+    stop: Stop | None = None,
 ) -> Execution:
     """Carry out a plan.
 
@@ -82,6 +84,7 @@ def execute(
         journal: where intents and outcomes are recorded, before and after.
         sources: by manifest digest, where its files may be fetched from.
         reporter: told what happens.
+        stop: ends what this plan does and can still be given up; the agent's own where nothing else may end it.
 
     Raises:
         ValueError: the plan is a draft.
@@ -97,11 +100,16 @@ def execute(
         now=clock.now(),
     )
     outcomes: list[Outcome] = []
-    downtime = _Downtime()
-    started = ""
+    downtime = _Downtime(plan)
+    created = started = ""
+    agent = adapters.ports.stop
+    if stop is not None:
+        adapters = replace(adapters, ports=replace(adapters.ports, stop=stop))
     for action in plan.actions:
         blocked = _blocked(action, outcomes)
-        if blocked or adapters.ports.stop.is_set():
+        # Leading requests takes no time, and those that wait for it have been proven an answer.
+        ends = agent if isinstance(action, StartFront | RouteFront) else adapters.ports.stop
+        if blocked or ends.is_set():
             outcomes.append(Outcome(action, "skipped" if blocked else "cancelled"))
             reporter.finished(outcomes[-1])
             continue
@@ -114,14 +122,17 @@ def execute(
             memory=observed.memory,
             sources=sources,
             intent=intent,
+            created=created,
             started=started,
         )
         reporter.started(action)
         downtime.before(action, clock.monotonic())
         outcome = _perform(action, context, journal, number, plan.snapshot or "")
         downtime.after(outcome, clock.monotonic())
+        if isinstance(action, CreateInstance):
+            created = intent
         if isinstance(action, StartInstance):
-            started = intent
+            started = created or intent
         outcomes.append(outcome)
         reporter.finished(outcome)
     seconds = downtime.total(clock.monotonic())
@@ -137,7 +148,7 @@ def _blocked(action: Action, outcomes: list[Outcome]) -> bool:
 def _perform(action: Action, context: Context, journal: Journal, number: int, snapshot: str) -> Outcome:
     clock = context.adapters.ports.clock
     begun = clock.monotonic()
-    spec_digest = action.target.spec_digest if isinstance(action, StartInstance) else ""
+    spec_digest = action.target.spec_digest if isinstance(action, CreateInstance | StartInstance) else ""
     journal.begin(
         context.intent,
         pass_number=number,
@@ -153,9 +164,10 @@ def _perform(action: Action, context: Context, journal: Journal, number: int, sn
             action,
             error,
             memory=context.memory,
-            accelerator=context.hardware.accelerator,
+            hardware=context.hardware,
             snapshot=snapshot,
             now=clock.now(),
+            instance=context.started,
         )
         text = f"{error.reason}: {error.message}"
         if context.adapters.ports.stop.is_set():
@@ -186,6 +198,7 @@ def _close(
         downtime_ms=round(downtime * 1000),
         summary=summary[:1000],
         applied=(plan.snapshot or "") if whole and not plan.held else "",
+        downtime_kind=plan.cost.downtime_kind if whole else "",
         now=adapters.ports.clock.now(),
     )
 
@@ -193,12 +206,14 @@ def _close(
 class _Downtime:
     """From the moment the serving instance is asked to stop until its replacement has passed its probe."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan) -> None:
+        # Where nothing is started, something else serves, or nothing should; in an overlap the old one serves on.
+        self._counts = any(isinstance(item, StartInstance) and item.strategy != "overlap" for item in plan.actions)
         self._since: float | None = None
         self._total = 0.0
 
     def before(self, action: Action, now: float) -> None:
-        if isinstance(action, StopInstance | StartInstance) and self._since is None:
+        if self._counts and isinstance(action, StopInstance | StartInstance) and self._since is None:
             serving = isinstance(action, StartInstance) or action.drain > 0
             self._since = now if serving else None
 

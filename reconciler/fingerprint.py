@@ -38,6 +38,8 @@ def fingerprint(observed: Observed) -> str:
         f"interpreter {state.interpreter}",
         f"environments {_environments(state.environments)}",
         f"good {memory.last_known_good.target.spec_digest if memory.last_known_good else ''}",
+        *((f"earlier {memory.earlier_good.target.spec_digest}",) if memory.earlier_good else ()),
+        *(f"retest {digest}" for digest in sorted(memory.retests)),
         *(f"check {digest}" for digest in sorted(memory.checks)),
         f"residue {bool(state.residue)}",
         f"suspended {memory.suspended}",
@@ -47,7 +49,11 @@ def fingerprint(observed: Observed) -> str:
 
 def _backend(seen: Observation[tuple[Instance, ...]]) -> str:
     if isinstance(seen, Present):
-        return " ".join(f"{item.name}={item.status}/{item.health}/{item.spec_digest}" for item in seen.value)
+        # Well, or not known to be otherwise: they lead to the same decision, and change with every request.
+        return " ".join(
+            f"{item.name}={item.status}/{'unhealthy' if item.health == 'unhealthy' else 'well'}/{item.spec_digest}"
+            for item in seen.value
+        )
     return _other(seen)
 
 

@@ -71,7 +71,6 @@ if TYPE_CHECKING:
 def facts(node: NodeConfig, observed: Observed) -> NodeFacts:
     """What the planner looks at on a node, as far as its status does not say it already."""
     state, memory = observed.state, observed.memory
-    good = memory.last_known_good
     return NodeFacts(
         # The owner's own mirrors say nothing about a plan, and may say more than others should read.
         policy=node.policy.model_copy(update={"sources": SourcePolicy.model_construct()}),
@@ -94,9 +93,10 @@ def facts(node: NodeConfig, observed: Observed) -> NodeFacts:
             StartsFacts(spec_digest=digest, at=tuple(_second(moment) for moment in at))
             for digest, at in sorted(memory.recent_starts.items())
         ),
-        last_known_good=GoodFacts(target=good.target, snapshot=good.snapshot, since=_second(good.since))
-        if good
-        else None,
+        last_known_good=_good(memory.last_known_good),
+        earlier_good=_good(memory.earlier_good),
+        retests=dict(memory.retests),
+        downtimes=dict(memory.downtimes),
         applied=memory.applied,
         suspended=memory.suspended,
     )
@@ -141,6 +141,14 @@ def _receipt(item: Receipt) -> ReceiptFacts:
         issued_at=_second(item.issued_at),
         digest=item.digest,
     )
+
+
+def _good(item: LastKnownGood | None) -> GoodFacts | None:
+    return GoodFacts(target=item.target, snapshot=item.snapshot, since=_second(item.since)) if item else None
+
+
+def _seen_good(item: GoodFacts | None) -> LastKnownGood | None:
+    return LastKnownGood(item.target, item.snapshot, item.since) if item else None
 
 
 def _rejection(item: Rejection) -> RejectionFacts:
@@ -268,7 +276,6 @@ def _seen_model(item: StoredFacts) -> Observation[ModelSeen]:
 
 
 def _memory(status: NodeStatus, seen: NodeFacts) -> Memory:
-    good = seen.last_known_good
     return Memory(
         models={
             item.manifest: ModelRecord(
@@ -298,8 +305,11 @@ def _memory(status: NodeStatus, seen: NodeFacts) -> Memory:
         },
         # What a node publishes as its instances are those that its journal knows.
         intents=frozenset(one.intent for item in seen.backends.values() for one in item.instances),
-        last_known_good=LastKnownGood(good.target, good.snapshot, good.since) if good is not None else None,
+        last_known_good=_seen_good(seen.last_known_good),
+        earlier_good=_seen_good(seen.earlier_good),
+        retests=seen.retests,
         recent_starts={item.spec_digest: item.at for item in seen.starts},
+        downtimes=seen.downtimes,
         applied=seen.applied,
         suspended=seen.suspended,
     )
@@ -357,6 +367,7 @@ def _outlook(desired: Desired, status: NodeStatus, now: datetime, fetch: Counter
         fetch=made.cost.fetch,
         disk_free=made.cost.disk_free,
         downtime=made.cost.downtime,
+        downtime_ms=made.cost.downtime_ms,
         held=made.held,
     )
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
+from reconciler.chain import Chain
+from reconciler.downtime import KEPT
 from reconciler.memory import (
     AskCheck,
+    AskRetest,
     CommitGood,
     DropCheck,
     DropHold,
@@ -26,8 +29,8 @@ from reconciler.memory import (
     Reject,
     VoidReceipts,
 )
-from reconciler.migrations import SCHEMA, SCHEMA_VERSION
-from schemas.digests import digest_text
+from reconciler.migrations import MIGRATIONS, SCHEMA, SCHEMA_VERSION
+from reconciler.proof import settled
 from schemas.errors import MissingDocument, NotInitialised, StateCorrupt
 from schemas.observation import (
     MODEL_TRANSITIONS,
@@ -35,7 +38,6 @@ from schemas.observation import (
     LastKnownGood,
     Memory,
     ModelRecord,
-    Receipt,
     Rejection,
 )
 from schemas.target import ServingTarget
@@ -55,8 +57,12 @@ KEPT_PASSES: Final = 2_000
 
 _CHECK: Final = "check/"
 """Facts of this name say which manifests a person wants to be hashed, and why."""
+_RETEST: Final = "retest/"
+"""Facts of this name say which manifests' answers are in doubt, and why."""
 _UNLISTED: Final = "unlisted/"
 """Facts of this name count the running time of what lies in the store without a record, and is not listed."""
+_DOWNTIME: Final = "downtime/"
+"""Facts: by kind of change, how long the last ones interrupted the service: milliseconds, the newest last."""
 
 _COUNTED: Final = "counted"
 """The fact that says when that was last done."""
@@ -142,7 +148,11 @@ class Journal:
                 # FULL: a commit survives power loss, which is what "journalled" has to mean here.
                 self._db.execute("PRAGMA synchronous = FULL")
                 self._migrate()
+            elif self._format() < SCHEMA_VERSION:
+                self._db = self._copy()
+                self._migrate()
             self._check_version()
+            self.chain = Chain(self._db)
         except sqlite3.DatabaseError as error:
             raise StateCorrupt(f"{path} cannot be used: {error}") from error
 
@@ -218,10 +228,10 @@ class Journal:
     def _drop_documents(self, snapshot: str, documents: Mapping[str, StoredDocument]) -> None:
         keep = {snapshot, *documents}
         keep.update(row[0] for row in self._db.execute("SELECT manifest FROM models"))
-        good = self._last_known_good()
-        if good is not None:
-            keep.update((good.target.manifest, good.target.probe.digest, good.snapshot))
-            keep.update((good.target.lock.digest,) if good.target.lock is not None else ())
+        for good in (self._good("last_known_good"), self._good("earlier_good")):
+            if good is not None:
+                keep.update((good.target.manifest, good.target.probe.digest, good.snapshot))
+                keep.update((good.target.lock.digest,) if good.target.lock is not None else ())
         rows = self._db.execute("SELECT digest, kind, parent FROM documents").fetchall()
         drop = [(digest,) for digest, kind, parent in rows if kind != "trust" and not {digest, parent} & keep]
         self._db.executemany("DELETE FROM documents WHERE digest = ?", drop)
@@ -255,9 +265,27 @@ class Journal:
         return int(cursor.lastrowid or 0)
 
     def finish_pass(
-        self, number: int, *, outcome: PassOutcome, downtime_ms: int, summary: str, applied: str, now: datetime
+        self,
+        number: int,
+        *,
+        outcome: PassOutcome,
+        downtime_ms: int,
+        summary: str,
+        applied: str,
+        now: datetime,
+        downtime_kind: str = "",
     ) -> None:
-        """Record how a pass ended; `applied` names the snapshot if the node has converged to it."""
+        """Record how a pass ended.
+
+        Args:
+            number: of the pass.
+            outcome: how.
+            downtime_ms: milliseconds for which it interrupted the service.
+            summary: for people.
+            applied: the snapshot, if the node has converged to it.
+            now: the time.
+            downtime_kind: what the interruption counts for; empty where it went otherwise than planned.
+        """
         with self._transaction():
             self._db.execute(
                 "UPDATE passes SET finished_at = ?, outcome = ?, downtime_ms = ?, summary = ? WHERE number = ?",
@@ -265,6 +293,10 @@ class Journal:
             )
             if applied:
                 self._set_fact("applied", applied)
+            if downtime_kind:
+                known = [int(text) for text in self.fact(_DOWNTIME + downtime_kind).split()]
+                kept = [*known, downtime_ms][-KEPT:]
+                self._set_fact(_DOWNTIME + downtime_kind, " ".join(map(str, kept)))
 
     def close_interrupted(self, now: datetime) -> int:
         """Mark passes and intents of a process that died; returns how many passes there were."""
@@ -293,27 +325,50 @@ class Journal:
                 "UPDATE intents SET outcome = ?, error = ?, finished_at = ? WHERE id = ?",
                 (outcome, error, _write(now), intent),
             )
-            for change in changes:
-                self._apply(change, now)
+            self._apply_all(changes, now)
 
     def apply(self, changes: Sequence[Change], now: datetime) -> None:
         """Record changes that belong to no intent: a person's `retry`, an event."""
         if changes:
             with self._transaction():
-                for change in changes:
-                    self._apply(change, now)
+                self._apply_all(changes, now)
+
+    def put_signatures(self, signatures: Mapping[int, str], note: Note | None, now: datetime) -> None:
+        """Keep the node's signatures of its statements, by their numbers."""
+        with self._transaction():
+            self.chain.sign(signatures)
+            if note is not None:
+                self._note(note, now)
+
+    def _apply_all(self, changes: Sequence[Change], now: datetime) -> None:
+        for change in changes:
+            self._apply(change, now)
+        if any(isinstance(change, PutModel | IssueReceipt | VoidReceipts) for change in changes):
+            self._settle(now)
+
+    def _settle(self, now: datetime) -> None:
+        """Whatever was written: a model is Active exactly if a receipt stands for it (I2)."""
+        proven = self.chain.proven()
+        for record in self._models():
+            after = settled(record.state, proven=record.manifest in proven)
+            if after != record.state:
+                cause = (
+                    f"receipt {proven[record.manifest]} stands for it"
+                    if after == "Active"
+                    else f"its receipt is void: {self.chain.last_cause(record.manifest)}"
+                )
+                self._put_model(replace(record, state=after, since=now, cause=cause[:4096]), now)
 
     def _apply(self, change: Change, now: datetime) -> None:
         if isinstance(change, PutModel):
             self._put_model(change.record, now)
         elif isinstance(change, ForgetModel):
             self._db.execute("DELETE FROM models WHERE manifest = ?", (change.manifest,))
-            for prefix in (_UNLISTED, _CHECK):
+            for prefix in (_UNLISTED, _CHECK, _RETEST):
                 self._db.execute("DELETE FROM facts WHERE name = ?", (prefix + change.manifest,))
-        elif isinstance(change, AskCheck):
-            self._set_fact(_CHECK + change.manifest, change.cause)
-        elif isinstance(change, DropCheck):
-            self._db.execute("DELETE FROM facts WHERE name = ?", (_CHECK + change.manifest,))
+            self._void(VoidReceipts(change.manifest, "the model was removed"), now)
+        elif isinstance(change, AskCheck | DropCheck | AskRetest):
+            self._apply_question(change)
         elif isinstance(change, Reject):
             item = change.rejection
             self._db.execute(
@@ -334,20 +389,40 @@ class Journal:
         else:
             self._apply_proof(change, now)
 
+    def _apply_question(self, change: AskCheck | DropCheck | AskRetest) -> None:
+        if isinstance(change, DropCheck):
+            self._db.execute("DELETE FROM facts WHERE name = ?", (_CHECK + change.manifest,))
+        else:
+            prefix = _CHECK if isinstance(change, AskCheck) else _RETEST
+            self._set_fact(prefix + change.manifest, change.cause)
+
     def _apply_proof(self, change: IssueReceipt | VoidReceipts | CommitGood, now: datetime) -> None:
         if isinstance(change, IssueReceipt):
-            self._issue(change, now)
+            self.chain.issue(change, now)
+            self._db.execute("DELETE FROM facts WHERE name = ?", (_RETEST + change.subject.manifest,))
         elif isinstance(change, VoidReceipts):
-            self._db.execute(
-                "UPDATE receipts SET voided_at = ?, void_cause = ? WHERE manifest = ? AND voided_at IS NULL",
-                (_write(now), change.cause, change.manifest),
-            )
+            self._void(change, now)
         else:
-            good = change.good
-            self._db.execute(
-                "INSERT OR REPLACE INTO last_known_good (one, target, snapshot, since) VALUES (1, ?, ?, ?)",
-                (good.target.to_json(), good.snapshot, _write(good.since)),
-            )
+            self._commit(change.good)
+
+    def _void(self, change: VoidReceipts, now: datetime) -> None:
+        if self.chain.void(change, now):
+            row = self._db.execute("SELECT key FROM models WHERE manifest = ?", (change.manifest,)).fetchone()
+            key = row[0] if row else change.manifest
+            message = f"{key}: what was proven counts no longer: {change.cause}"
+            self._note(Note("Normal", "ReceiptVoided", message, subject=key), now)
+
+    def _commit(self, good: LastKnownGood) -> None:
+        before = self._good("last_known_good")
+        if before is not None and before.target.spec_digest != good.target.spec_digest:
+            self._put_good("earlier_good", before)
+        self._put_good("last_known_good", good)
+
+    def _put_good(self, table: Literal["last_known_good", "earlier_good"], good: LastKnownGood) -> None:
+        self._db.execute(
+            f"INSERT OR REPLACE INTO {table} (one, target, snapshot, since) VALUES (1, ?, ?, ?)",  # noqa: S608 - one of two
+            (good.target.to_json(), good.snapshot, _write(good.since)),
+        )
 
     def _put_model(self, record: ModelRecord, now: datetime) -> None:
         row = self._db.execute("SELECT state FROM models WHERE manifest = ?", (record.manifest,)).fetchone()
@@ -360,8 +435,8 @@ class Journal:
             self._note(Note(level, f"Model{record.state}", message, subject=record.key), now)
         self._db.execute(
             "INSERT OR REPLACE INTO models"
-            " (manifest, key, state, since, cause, failures, not_before, unlisted_for, size)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " (manifest, key, state, since, cause, failures, not_before, unlisted_for, size, doubted_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 record.manifest,
                 record.key,
@@ -372,22 +447,8 @@ class Journal:
                 _write(record.not_before) if record.not_before else None,
                 record.unlisted_for,
                 record.size,
+                _write(record.doubted_at) if record.doubted_at else None,
             ),
-        )
-
-    def _issue(self, change: IssueReceipt, now: datetime) -> None:
-        row = self._db.execute("SELECT digest FROM receipts ORDER BY number DESC LIMIT 1").fetchone()
-        previous = row[0] if row else ""
-        # Each receipt carries the digest of the one before: removing or changing one breaks the chain.
-        digest = digest_text(
-            "|".join(
-                ("receipt/1", previous, change.subject, change.manifest, change.intent, change.evidence, _write(now))
-            )
-        )
-        self._db.execute(
-            "INSERT INTO receipts (subject, manifest, intent, evidence, previous, digest, issued_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (change.subject, change.manifest, change.intent, change.evidence, previous, digest, _write(now)),
         )
 
     def _note(self, note: Note, now: datetime) -> None:
@@ -465,20 +526,7 @@ class Journal:
         Args:
             starts_since: how far back starts of instances are counted.
         """
-        models = [
-            ModelRecord(row[0], row[1], row[2], _read(row[3]), row[4], row[5], _maybe(row[6]), row[7], row[8])
-            for row in self._db.execute(
-                "SELECT manifest, key, state, since, cause, failures, not_before, unlisted_for, size FROM models"
-            )
-        ]
-        receipts = tuple(
-            Receipt(row[0], row[1], row[2], row[3], _read(row[4]), row[5])
-            for row in self._db.execute(
-                "SELECT number, subject, manifest, intent, issued_at, digest FROM receipts"
-                " WHERE voided_at IS NULL AND number IN"
-                " (SELECT MAX(number) FROM receipts WHERE voided_at IS NULL GROUP BY subject, intent) ORDER BY number"
-            )
-        )
+        receipts = self.chain.standing()
         rejections = [
             Rejection(row[0], row[1], row[2], row[3], _read(row[4]), row[5])
             for row in self._db.execute("SELECT subject, model, reason, message, since, snapshot FROM rejections")
@@ -489,23 +537,33 @@ class Journal:
         ]
         starts: dict[str, list[datetime]] = {}
         for spec_digest, at in self._db.execute(
-            "SELECT spec_digest, started_at FROM intents WHERE kind = 'start-instance' AND started_at > ?",
+            # One that was given up for a newer snapshot says nothing about what was started.
+            "SELECT spec_digest, started_at FROM intents"
+            " WHERE kind = 'start-instance' AND outcome != 'cancelled' AND started_at > ?",
             (_write(starts_since),),
         ):
             starts.setdefault(spec_digest, []).append(_read(at))
-        intents = {row[0] for row in self._db.execute("SELECT id FROM intents WHERE kind = 'start-instance'")}
+        intents = {
+            row[0]
+            for row in self._db.execute("SELECT id FROM intents WHERE kind IN ('create-instance', 'start-instance')")
+        }
         return Memory(
-            models={record.manifest: record for record in models},
+            models={record.manifest: record for record in self._models()},
             receipts=receipts,
             rejections={item.subject: item for item in rejections},
             holds={item.subject: item for item in holds},
             # An instance that holds a receipt was adopted: its own intent may have been lost with an older journal.
             intents=frozenset(intents | {receipt.intent for receipt in receipts}),
-            last_known_good=self._last_known_good(),
+            last_known_good=self._good("last_known_good"),
+            earlier_good=self._good("earlier_good"),
             recent_starts={spec: tuple(sorted(times)) for spec, times in starts.items()},
+            downtimes={
+                kind: tuple(int(text) for text in known.split()) for kind, known in self._facts(_DOWNTIME).items()
+            },
             applied=self.fact("applied"),
             suspended=self.fact("suspended"),
             checks=self._facts(_CHECK),
+            retests=self._facts(_RETEST),
             leftovers={manifest: float(spent) for manifest, spent in self._facts(_UNLISTED).items()},
         )
 
@@ -514,8 +572,20 @@ class Journal:
         rows = self._db.execute("SELECT name, value FROM facts WHERE substr(name, 1, ?) = ?", (len(prefix), prefix))
         return {name[len(prefix) :]: value for name, value in rows}
 
-    def _last_known_good(self) -> LastKnownGood | None:
-        row = self._db.execute("SELECT target, snapshot, since FROM last_known_good").fetchone()
+    def _models(self) -> list[ModelRecord]:
+        rows = self._db.execute(
+            "SELECT manifest, key, state, since, cause, failures, not_before, unlisted_for, size, doubted_at"
+            " FROM models"
+        )
+        return [
+            ModelRecord(
+                row[0], row[1], row[2], _read(row[3]), row[4], row[5], _maybe(row[6]), row[7], row[8], _maybe(row[9])
+            )
+            for row in rows.fetchall()
+        ]
+
+    def _good(self, table: Literal["last_known_good", "earlier_good"]) -> LastKnownGood | None:
+        row = self._db.execute(f"SELECT target, snapshot, since FROM {table}").fetchone()  # noqa: S608 - one of two
         if row is None:
             return None
         return LastKnownGood(ServingTarget.model_validate_json(row[0]), row[1], _read(row[2]))
@@ -550,15 +620,31 @@ class Journal:
             raise
         self._db.execute("COMMIT")
 
+    def _format(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    def _copy(self) -> sqlite3.Connection:
+        """This journal in memory: an older one is only looked at there, as it will be once a pass has written (I9)."""
+        memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        self._db.backup(memory)
+        self._db.close()
+        return memory
+
     def _migrate(self) -> None:
-        if int(self._db.execute("PRAGMA user_version").fetchone()[0]) == 0:
-            with self._transaction():
+        before = self._format()
+        if before >= SCHEMA_VERSION:
+            return
+        with self._transaction():
+            if before == 0:
                 for statement in SCHEMA:
                     self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            for version in range(max(before, 1) + 1, SCHEMA_VERSION + 1):
+                for statement in MIGRATIONS[version]:
+                    self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _check_version(self) -> None:
-        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        version = self._format()
         if version != SCHEMA_VERSION:
             raise StateCorrupt(
                 f"the journal has format {version}, this agent knows {SCHEMA_VERSION}",

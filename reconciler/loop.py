@@ -6,38 +6,47 @@ remembered, and the next round's plan leads to the last known good.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from reconciler.desired import Desired
 from reconciler.executor import execute
-from reconciler.memory import RESTART_WINDOW, DropCheck, Note
+from reconciler.kinds.base import Situation
+from reconciler.kinds.runtime import serving_instance
+from reconciler.kinds.validation import waits_for_quiet
+from reconciler.memory import RESTART_WINDOW, DropCheck, Note, VoidReceipts
 from reconciler.observe import observe
 from reconciler.planner import plan as make_plan
+from reconciler.proof import current
 from reconciler.published import read_status
-from reconciler.status import Finding, exit_code, summarise
+from reconciler.signing import LOCKED, ReceiptSigner
+from reconciler.status import Finding, exit_code, summarise, with_receipts
 from reconciler.target import choose
-from schemas.errors import MissingDocument, StalePlan
+from runtime.interfaces import SOCKET_NAME
+from schemas.errors import EngineUnreachable, MissingDocument, StalePlan
 from schemas.observation import Present, StoredModel, Unknown
-from schemas.status import FrontStatus, FrontStatusCounts
+from schemas.status import FrontStatus, FrontStatusCounts, ReceiptsStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from reconciler.documents import JournalDocuments
-    from reconciler.executor import Outcome, Reporter
+    from reconciler.executor import Execution, Outcome, Reporter
     from reconciler.journal import Accepted, Journal
     from reconciler.kinds.base import Adapters
+    from reconciler.lookout import Lookout
     from reconciler.state_dir import StateDir
     from reconciler.status import SourceReport
-    from runtime.interfaces import Front, HardwareProbe
+    from runtime.interfaces import Backend, Front, HardwareProbe
     from schemas.manifest import ManifestDocument
     from schemas.node import NodeConfig
-    from schemas.observation import FrontSeen, Observation, Observed
+    from schemas.observation import FrontSeen, Instance, Observation, Observed
     from schemas.plan import Action, Plan
     from schemas.ports import Stop
     from schemas.status import NodeStatus
+    from schemas.target import ServingTarget
 
 MAX_ROUNDS: Final = 12
 """Rounds of one pass. A swap with its way back takes three; more than this is a fault of ours, and ends the pass."""
@@ -98,11 +107,41 @@ class Node:
             store=self.adapters.store,
             environments=self.adapters.environments,
             front=self.adapters.front,
+            judge=self._judge,
         )
         desired = Desired(
             document, document_digest, verified=verified and document is not None, manifests=self._manifests(observed)
         )
+        choice = choose(desired, observed, self.config)
+        observed = current(observed, choice, document)
+        situation = Situation(desired, observed, self.config, now, choice)
+        if waits_for_quiet(situation):
+            observed = replace(observed, state=replace(observed.state, quiet=self._is_quiet(situation)))
         return desired, observed
+
+    def _is_quiet(self, situation: Situation) -> bool | None:
+        """Whether what serves has nothing to do, as it says itself; None where it cannot say."""
+        serving, target = serving_instance(situation), situation.choice.target
+        if serving is None or target is None:
+            return None
+        adapters = self.adapters
+        backend, engine = adapters.backends[target.backend], adapters.engines[target.engine]
+        try:
+            connection = adapters.connect(backend, serving.name, adapters.run_folder / serving.name / SOCKET_NAME)
+            activity = engine.activity(connection)
+        except EngineUnreachable:
+            return None
+        if activity is not None:
+            return not (activity.running or activity.waiting)
+        counts = adapters.front.counts() if adapters.front is not None else None
+        return not (counts.in_flight or counts.held) if counts is not None else None
+
+    def _judge(self, backend: Backend, item: Instance, target: ServingTarget) -> Instance:
+        engine = self.adapters.engines.get(target.engine)
+        if engine is None or self.adapters.health is None:
+            return item
+        connection = self.adapters.connect(backend, item.name, self.adapters.run_folder / item.name / SOCKET_NAME)
+        return self.adapters.health.look(item, engine, connection, stall=target.timeouts.stall)
 
     def _manifests(self, observed: Observed) -> Mapping[str, ManifestDocument]:
         manifests: dict[str, ManifestDocument] = {}
@@ -132,12 +171,25 @@ class PassResult:
 class Reconciler:
     """Runs passes over one node. Holds no knowledge between them but caches."""
 
-    def __init__(self, node: Node, source: SourceKeeper, reporter: Reporter) -> None:
+    def __init__(self, node: Node, source: SourceKeeper, reporter: Reporter, lookout: Lookout | None = None) -> None:
+        """Wire the loop; nothing happens yet.
+
+        Args:
+            node: what is brought to its desired state.
+            source: where that comes from.
+            reporter: told what happens.
+            lookout: looks for newer snapshots while one is carried out; None where a pass is all that was asked for.
+        """
         self._node = node
+        self._lookout = lookout
         self._source = source
         self._reporter = reporter
         self._last_pass: datetime | None = None
         self._published: NodeStatus | None = None
+        ports = node.adapters.ports
+        self._signer = ReceiptSigner(
+            node.state, node.config.identity, node_id=node.node_id, journal=node.journal, ports=ports
+        )
 
     def run_pass(self, *, expected: Plan | None = None, ignore_windows: bool = False) -> PassResult:
         """Bring the node to its desired state, as far as it can be done now.
@@ -152,6 +204,8 @@ class Reconciler:
         node = self._node
         ports = node.adapters.ports
         now = ports.clock.now()
+        if self._lookout is not None:
+            self._lookout.forget()
         report = self._source.refresh(now)
         accepted = node.journal.accepted()
         outcomes: list[Outcome] = []
@@ -161,6 +215,7 @@ class Reconciler:
         ignore_windows = ignore_windows or (expected is not None and expected.outside_window)
         for round_number in range(MAX_ROUNDS):
             desired, observed = node.look(accepted.digest if accepted else "")
+            self._void_what_is_stale(observed)
             plan = make_plan(desired, observed, node.config, ports.clock.now(), ignore_windows=ignore_windows)
             if round_number == 0:
                 self._count_running_time(now, observed)
@@ -175,17 +230,12 @@ class Reconciler:
                 note = Note("Warning", "WindowIgnored", "changes are made outside their maintenance window, by hand")
                 node.journal.apply((note,), ports.clock.now())
             drifted = drifted or (round_number == 0 and observed.memory.applied == plan.snapshot)
-            execution = execute(
-                plan,
-                observed=observed,
-                node=node.config,
-                adapters=node.adapters,
-                journal=node.journal,
-                sources=_sources(desired),
-                reporter=self._reporter,
-            )
+            execution, superseded = self._execute(plan, desired, observed)
             outcomes.extend(execution.outcomes)
             downtime += execution.downtime
+            if superseded:
+                # The next pass puts it in force, and starts from what is there then.
+                break
             if not any(outcome.status == "done" for outcome in execution.outcomes) and plan.actions == tried:
                 # The same plan failed twice without moving anything: time, not another round, has to change something.
                 break
@@ -195,6 +245,35 @@ class Reconciler:
             node.journal.apply((note,), ports.clock.now())
         status, code = self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
         return PassResult(status, code, tuple(outcomes), plan, drifted, downtime)
+
+    def _void_what_is_stale(self, observed: Observed) -> None:
+        """Record what the look has found: proof of what has changed since counts no longer, whatever is done next."""
+        void = [VoidReceipts(item.manifest, item.cause, item.subject) for item in observed.memory.stale]
+        self._node.journal.apply(void, self._node.adapters.ports.clock.now())
+
+    def _execute(self, plan: Plan, desired: Desired, observed: Observed) -> tuple[Execution, bool]:
+        """Carry a plan out; whether a newer snapshot was noticed meanwhile, and the rest of the plan given up."""
+        node = self._node
+        stop = node.adapters.ports.stop
+        beside = self._lookout.beside(desired.digest, stop) if self._lookout is not None else nullcontext(None)
+        with beside as pass_stop:
+            execution = execute(
+                plan,
+                observed=observed,
+                node=node.config,
+                adapters=node.adapters,
+                journal=node.journal,
+                sources=_sources(desired),
+                reporter=self._reporter,
+                stop=pass_stop,
+            )
+        if pass_stop is None or not pass_stop.superseded:
+            return execution, False
+        left = [outcome.action.id for outcome in execution.outcomes if outcome.status in ("cancelled", "skipped")]
+        if left:
+            message = f"a newer snapshot wants something else of this node: gave up {', '.join(left)}"
+            node.journal.apply((Note("Normal", "Superseded", message[:1000]),), node.adapters.ports.clock.now())
+        return execution, True
 
     def _drop_idle_checks(self, observed: Observed) -> None:
         """Forget that somebody wants a model to be hashed that is no longer stored: there is nothing to hash."""
@@ -207,17 +286,19 @@ class Reconciler:
         self._node.journal.apply([DropCheck(digest) for digest in gone], self._node.adapters.ports.clock.now())
 
     def idle(self, stop: Stop) -> bool:
-        """Spend time in which nothing is due on looking for bit rot.
+        """Spend time in which nothing is due on signing receipts, then on looking for bit rot.
 
         Args:
             stop: ends it soon.
 
         Returns:
-            Whether something was found that a pass has to look at.
+            Whether there is something that a pass has to look at, or to publish.
 
         Raises:
             DownloadFailed: the disk failed.
         """
+        if self._signer.run(stop):
+            return True
         node = self._node
         settings = node.config.models.scrub
         while settings.rate and not stop.is_set():
@@ -232,6 +313,24 @@ class Reconciler:
             if found.bad:
                 return True
         return False
+
+    def sign(self, result: PassResult, stop: Stop) -> PassResult:
+        """Sign the receipts of a pass that no other will follow soon, and publish that they are.
+
+        Args:
+            result: how the pass ended.
+            stop: ends it early.
+        """
+        signed = self._signer.run(stop)
+        status = with_receipts(result.status, self._receipts(), signed=signed)
+        self._publish(status)
+        return replace(result, status=status)
+
+    def _receipts(self) -> ReceiptsStatus:
+        journal = self._node.journal
+        return ReceiptsStatus(
+            statements=journal.chain.last_number(), pending=journal.chain.pending(), locked=journal.fact(LOCKED)[:4096]
+        )
 
     def _conclude(
         self,
@@ -265,6 +364,8 @@ class Reconciler:
             previous=self._previous(),
             now=node.adapters.ports.clock.now(),
             front=front_status(node.adapters.front, observed.state.front),
+            receipts=self._receipts(),
+            every={spec.manifest.digest: spec.validation.every for spec in choice.serve},
         )
         status = summarise(finding)
         self._publish(status)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal
 
-from schemas.errors import EngineUnreachable, NoSpace, ReconcileError
+from schemas.errors import EngineUnreachable, NoSpace, ReconcileError, ValidationFailed
 from schemas.observation import Hold, LastKnownGood, ModelRecord, Rejection
 from schemas.plan import (
     ArchiveModel,
+    CreateInstance,
     DownloadModel,
     InstallEnvironment,
     PullImage,
@@ -23,12 +24,13 @@ from schemas.plan import (
     VerifyEnvironment,
     VerifyModel,
 )
+from schemas.receipt import ReceiptSubject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from schemas.observation import Memory, ModelState
+    from schemas.observation import Hardware, Memory, ModelState
     from schemas.plan import Action
     from schemas.target import ServingTarget
 
@@ -95,22 +97,37 @@ class DropCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class IssueReceipt:
-    """A subject passed."""
+class AskRetest:
+    """A model's answers are in doubt for a reason that its receipts do not know: a GPU fault."""
 
-    subject: str
     manifest: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class IssueReceipt:
+    """A subject was validated. A `fail` ends what stood for it."""
+
+    subject: ReceiptSubject
     intent: str
-    evidence: str
-    """Digest of the evidence."""
+    """The instance that answered."""
+    evidence: str | None
+    """Digest of the evidence; None where nothing was answered."""
+    message: str
+    """For people: what was checked, and what came of it."""
+    strength: str = ""
+    """What kind of test it was."""
+    outcome: Literal["pass", "fail", "inconclusive"] = "pass"
 
 
 @dataclass(frozen=True, slots=True)
 class VoidReceipts:
-    """A manifest's bytes or answers turned out wrong."""
+    """What was proven of a manifest counts no longer."""
 
     manifest: str
     cause: str
+    subject: str = ""
+    """Only what was proven of this subject; empty for every one of the manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +156,7 @@ Change = (
     | DropHold
     | AskCheck
     | DropCheck
+    | AskRetest
     | IssueReceipt
     | VoidReceipts
     | CommitGood
@@ -156,7 +174,14 @@ def backoff(failures: int, now: datetime) -> datetime:
 
 
 def after_failure(
-    action: Action, error: ReconcileError, *, memory: Memory, accelerator: str, snapshot: str, now: datetime
+    action: Action,
+    error: ReconcileError,
+    *,
+    memory: Memory,
+    hardware: Hardware,
+    snapshot: str,
+    now: datetime,
+    instance: str = "",
 ) -> tuple[Change, ...]:
     """What is remembered when an action failed.
 
@@ -164,9 +189,10 @@ def after_failure(
         action: what was tried.
         error: why it failed; its class carries the retry policy.
         memory: what was remembered when the plan was made.
-        accelerator: the machine's accelerator, part of a subject.
+        hardware: the machine, part of a subject.
         snapshot: digest of the snapshot that the plan was made for.
         now: the time of the failure.
+        instance: intent of the instance that this plan started; empty for none.
     """
     warning = Note("Warning", error.reason, error.message, subject=action.id)
     if isinstance(action, DownloadModel | RestoreModel | VerifyModel | ArchiveModel):
@@ -178,20 +204,40 @@ def after_failure(
     if isinstance(action, VerifyEnvironment):
         # It is gone from the list: what it stood for is installed again, and that has a backoff of its own.
         return (warning,)
-    if isinstance(action, StartInstance | ValidateModel):
-        return (warning, *_runtime_failed(action, error, memory, accelerator, snapshot, now))
+    if isinstance(action, CreateInstance | StartInstance | ValidateModel):
+        return (warning, *_runtime_failed(action, error, memory, hardware, snapshot, instance, now))
     return (warning, _held(action.id, error, memory, now))
 
 
 def model_state(
-    memory: Memory, *, manifest: str, key: str, state: ModelState, cause: str, size: int, now: datetime
+    memory: Memory,
+    *,
+    manifest: str,
+    key: str,
+    state: ModelState,
+    cause: str,
+    size: int,
+    now: datetime,
+    new_bytes: bool = False,
 ) -> PutModel:
-    """A record in a state that was reached without failing: failures start from zero again."""
+    """A record in a state that was reached without failing: failures start from zero again.
+
+    Args:
+        memory: what was remembered when the plan was made.
+        manifest: the model's identity.
+        key: what people call it.
+        state: the new state.
+        cause: why, for people.
+        size: bytes; 0 keeps what is known.
+        now: the time.
+        new_bytes: its files were written anew: what runs may have others.
+    """
     before = memory.models.get(manifest)
+    doubted = now if new_bytes else before.doubted_at if before is not None else None
     if before is not None and before.state == state:
-        record = replace(before, key=key, failures=0, not_before=None, size=size or before.size)
+        record = replace(before, key=key, failures=0, not_before=None, size=size or before.size, doubted_at=doubted)
     else:
-        record = ModelRecord(manifest, key, state, now, cause, size=size)
+        record = ModelRecord(manifest, key, state, now, cause, size=size, doubted_at=doubted)
     return PutModel(record)
 
 
@@ -212,16 +258,18 @@ def _model_failed(
     if error.reason != "ModelCorrupt":
         # Unreachable mirrors say nothing about the model: its state does not change.
         return (hold,)
-    record = ModelRecord(manifest, action.model, "Failed", now, error.message, failures=failures, size=action.size)
+    record = ModelRecord(manifest, action.model, "Failed", now, error.message, failures, size=action.size)
+    record = replace(record, doubted_at=now)
     return (hold, PutModel(record), VoidReceipts(manifest, error.message), DropCheck(manifest))
 
 
 def _runtime_failed(
-    action: StartInstance | ValidateModel,
+    action: CreateInstance | StartInstance | ValidateModel,
     error: ReconcileError,
     memory: Memory,
-    accelerator: str,
+    hardware: Hardware,
     snapshot: str,
+    instance: str,
     now: datetime,
 ) -> tuple[Change, ...]:
     target = action.target
@@ -229,12 +277,15 @@ def _runtime_failed(
         return (_held(target.spec_digest, error, memory, now),)
     if error.retry == "operator":
         return (_held(target.spec_digest, error, memory, now),)
-    subject = target.subject(accelerator)
+    subject = target.subject(hardware.accelerator)
     changes: list[Change] = [Reject(Rejection(subject, target.model, error.reason, error.message, now, snapshot))]
     if isinstance(action, ValidateModel):
-        record = ModelRecord(target.manifest, target.model, "Failed", now, error.message)
+        record = ModelRecord(target.manifest, target.model, "Failed", now, error.message, doubted_at=now)
         before = memory.models.get(target.manifest)
         changes.append(PutModel(replace(record, size=before.size if before else 0)))
+        spelled = ReceiptSubject.of(target, hardware)
+        evidence = error.evidence if isinstance(error, ValidationFailed) else None
+        changes.append(IssueReceipt(spelled, instance, evidence, error.message, outcome="fail"))
         changes.append(VoidReceipts(target.manifest, error.message))
     return tuple(changes)
 

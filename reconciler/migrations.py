@@ -1,10 +1,13 @@
-"""The journal's tables. A change appends a migration; nothing here is edited after a release."""
+"""The journal's tables. A change appends a migration; nothing here is edited after a release.
+
+A new journal is made in the first format and brought up to date, so that both come to the same.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 SCHEMA: Final = (
     """CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT""",
@@ -43,3 +46,24 @@ SCHEMA: Final = (
         number INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, type TEXT NOT NULL, reason TEXT NOT NULL,
         message TEXT NOT NULL, subject TEXT NOT NULL) STRICT""",
 )
+
+MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {
+    # Receipts become documents, chained and signed; old ones stay as they are, links of the same chain.
+    2: (
+        "ALTER TABLE receipts ADD COLUMN outcome TEXT NOT NULL DEFAULT 'pass'",
+        "ALTER TABLE receipts ADD COLUMN strength TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE receipts ADD COLUMN content TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE receipts ADD COLUMN signature TEXT NOT NULL DEFAULT ''",
+        """CREATE INDEX receipts_standing ON receipts (subject, intent, number, manifest)
+            WHERE voided_at IS NULL AND outcome = 'pass'""",
+        "CREATE INDEX receipts_unsigned ON receipts (number) WHERE signature = '' AND content <> ''",
+        # Until now the state said it: what was started before a model failed or was fetched again is not trusted.
+        "ALTER TABLE models ADD COLUMN doubted_at TEXT",
+        "UPDATE models SET doubted_at = since WHERE state IN ('Failed', 'Pending')",
+        # What served before the last known good: where to go when that one fails its retest.
+        """CREATE TABLE earlier_good (
+            one INTEGER PRIMARY KEY CHECK (one = 1), target TEXT NOT NULL, snapshot TEXT NOT NULL,
+            since TEXT NOT NULL) STRICT""",
+    ),
+}
+"""By the format that they lead to: what is done to a journal of the format before."""

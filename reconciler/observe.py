@@ -10,13 +10,16 @@ from schemas.errors import BackendUnavailable, MissingDocument, ReconcileError
 from schemas.observation import Absent, ArchivedModel, NodeState, Observed, PartialModel, Present, StoredModel, Unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from reconciler.kinds.base import Documents
     from runtime.interfaces import Backend, Engine, EnvironmentStore, Front, HardwareProbe, ModelStore
     from schemas.node import NodeConfig
     from schemas.observation import FrontSeen, Instance, Memory, ModelSeen, Observation, StoredEnvironment
     from schemas.snapshot import Assignment, SnapshotDocument
+    from schemas.target import ServingTarget
+
+    Judge = Callable[[Backend, Instance, ServingTarget], Instance]
 
 
 def observe(
@@ -32,6 +35,7 @@ def observe(
     store: ModelStore,
     environments: EnvironmentStore,
     front: Front | None = None,
+    judge: Judge = lambda _backend, item, _target: item,
 ) -> Observed:
     """Look at the node.
 
@@ -49,6 +53,7 @@ def observe(
         store: the model store.
         environments: the locked native environments.
         front: the front; None on a node without one.
+        judge: asks an instance that serves how it is.
     """
     installed = tuple(native for engine in engines.values() if (native := engine.native()) is not None)
     machine = hardware.read()
@@ -63,7 +68,7 @@ def observe(
         state=NodeState(
             hardware=machine,
             engines=installed,
-            backends={name: _instances(backend) for name, backend in sorted(backends.items())},
+            backends={name: _instances(backend, memory, judge) for name, backend in sorted(backends.items())},
             not_enforced={name: backend.not_enforced() for name, backend in sorted(backends.items())},
             images=_images(document, assignment, memory, backends),
             models=models,
@@ -79,11 +84,18 @@ def observe(
     )
 
 
-def _instances(backend: Backend) -> Observation[tuple[Instance, ...]]:
+def _instances(backend: Backend, memory: Memory, judge: Judge) -> Observation[tuple[Instance, ...]]:
     try:
-        return Present(backend.list())
+        found = backend.list()
     except BackendUnavailable as error:
         return Unknown(error.message)
+    good = memory.last_known_good
+    if good is None:
+        return Present(found)
+    # What has not served yet is judged by its start and its probe.
+    proven = good.target
+    fits = {item.name for item in found if item.spec_digest == proven.spec_digest and item.intent in memory.intents}
+    return Present(tuple(judge(backend, item, proven) if item.name in fits else item for item in found))
 
 
 def _environments(environments: EnvironmentStore) -> Observation[Mapping[str, StoredEnvironment]]:
@@ -175,9 +187,10 @@ def _images(
     if document is not None and assignment is not None:
         runtime = next(runtime for runtime in document.spec.runtimes if runtime.name == assignment.runtime)
         asked.update(((name, image.ref), None) for name in containers for image in runtime.images)
-    good = memory.last_known_good
-    if good is not None and good.target.image is not None and good.target.backend in backends:
-        asked[good.target.backend, good.target.image] = None
+    # What was good before the last known good matters only where something was rejected.
+    for good in (memory.last_known_good, memory.earlier_good if memory.rejections else None):
+        if good is not None and good.target.image is not None and good.target.backend in backends:
+            asked[good.target.backend, good.target.image] = None
     return {f"{name}/{ref}": _image(backends[name], ref) for name, ref in asked}
 
 

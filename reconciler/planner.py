@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reconciler.downtime import kind_of_change, predicted
 from reconciler.fingerprint import fingerprint
 from reconciler.kinds.base import Draft, Situation
 from reconciler.kinds.registry import KINDS
 from reconciler.target import choose
+from reconciler.trial import detour
 from schemas.plan import (
     ArchiveModel,
     Cost,
@@ -43,7 +45,7 @@ def plan(
         now: the time at which holds, windows and retests are judged.
         ignore_windows: a person at the node wants changes now, whatever the maintenance windows say.
     """
-    choice = choose(desired, observed, node, now)
+    choice = detour(choose(desired, observed, node, now), desired, observed, now, ignore_windows=ignore_windows)
     situation = Situation(desired, observed, node, now, choice, ignore_windows)
     draft = Draft(held=list(choice.held), trace=list(choice.trace))
     if not observed.memory.suspended:
@@ -159,9 +161,18 @@ def _cost(situation: Situation, actions: tuple[Action, ...]) -> Cost:
     disk = sum(_taken(action) for action in actions if isinstance(action, DownloadModel | RestoreModel))
     starts = any(isinstance(action, StartInstance) for action in actions)
     stops = any(isinstance(action, StopInstance) and action.drain > 0 for action in actions)
+    starts = starts and not any(
+        isinstance(action, StartInstance) and action.strategy == "overlap" for action in actions
+    )
+    kind = kind_of_change(actions, situation.observed.state)
+    measured = situation.observed.memory.downtimes
     return Cost(
         fetch=fetch,
         disk=disk,
         disk_free=situation.observed.state.hardware.disk_free,
         downtime="swap" if starts and stops else "start" if starts else "none",
+        back=any(isinstance(action, StartInstance) and action.role == "trial" for action in actions),
+        downtime_kind=kind,
+        downtime_ms=predicted(kind, measured),
+        downtime_measured=len(measured.get(kind, ())),
     )

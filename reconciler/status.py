@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from reconciler.inventory import facts
+from reconciler.proof import retest
 from runtime.interfaces import SOCKET_NAME
 from schemas.observation import Present, StoredModel
 from schemas.status import (
@@ -16,6 +17,8 @@ from schemas.status import (
     HardwareStatus,
     ModelStatus,
     NodeStatus,
+    ReceiptsStatus,
+    ReceiptStatus,
     ServingStatus,
     SnapshotStatus,
     StoreStatus,
@@ -81,6 +84,9 @@ class Finding:
     previous: NodeStatus | None
     now: datetime
     front: FrontStatus | None = None
+    receipts: ReceiptsStatus | None = None
+    every: Mapping[str, int] = field(default_factory=dict)
+    """By manifest digest: interval of its retests, seconds."""
 
 
 def summarise(finding: Finding) -> NodeStatus:
@@ -105,6 +111,7 @@ def summarise(finding: Finding) -> NodeStatus:
             scrub_every=finding.node.models.scrub.every,
             residue=finding.observed.state.residue,
         ),
+        receipts=finding.receipts,
         held=finding.plan.held,
         hardware=HardwareStatus(
             platform=hardware.platform,
@@ -283,12 +290,41 @@ def _serving_status(finding: Finding, target: ServingTarget, instance: Instance)
         backend=target.backend,
         instance=instance.name,
         socket=str(finding.run_folder / instance.name / SOCKET_NAME),
-        # A receipt is a sign of health that no process state can give.
-        health="healthy" if receipt is not None and instance.health == "unknown" else instance.health,
+        # A receipt is a sign of health that no process state can give, unless something is wrong since.
+        health=instance.health if receipt is None or instance.health != "unknown" or instance.detail else "healthy",
         since=instance.started_at.replace(microsecond=0) if instance.started_at else None,
         receipt=receipt.digest if receipt else None,
+        proof=_proof(finding, target, receipt) if receipt else None,
         not_enforced=finding.not_enforced,
     )
+
+
+def _proof(finding: Finding, target: ServingTarget, receipt: Receipt) -> ReceiptStatus:
+    every = finding.every.get(target.manifest)
+    next_ = retest(receipt, every, finding.observed.node_id) if every is not None else None
+    return ReceiptStatus(
+        number=receipt.number,
+        issued_at=receipt.issued_at.replace(microsecond=0),
+        strength=receipt.strength,
+        signed=receipt.signed,
+        retest_from=next_.earliest.replace(microsecond=0) if next_ is not None else None,
+        retest_by=next_.latest.replace(microsecond=0) if next_ is not None else None,
+    )
+
+
+def with_receipts(status: NodeStatus, receipts: ReceiptsStatus, *, signed: bool) -> NodeStatus:
+    """A status, after receipts were signed.
+
+    Args:
+        status: as the pass left it.
+        receipts: the chain as it is now.
+        signed: whether anything was signed since.
+    """
+    serving = status.serving
+    if serving is not None and serving.proof is not None and signed and not receipts.pending:
+        proof = serving.proof.model_copy(update={"signed": True})
+        serving = serving.model_copy(update={"proof": proof})
+    return status.model_copy(update={"serving": serving, "receipts": receipts})
 
 
 def _receipt(finding: Finding, target: ServingTarget, instance: Instance) -> Receipt | None:

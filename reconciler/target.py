@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal
 
 from reconciler.modes import choose_mode
 from reconciler.selectors import inside, matches, node_labels, wave_of
+from schemas.observation import Present, StoredModel
 from schemas.plan import Explanation, Held
 from schemas.target import ServingTarget, locked_environment
 
@@ -21,11 +23,17 @@ if TYPE_CHECKING:
 
     from reconciler.desired import Desired
     from schemas.node import NodeConfig
-    from schemas.observation import Hardware, NativeEngine, Observed
-    from schemas.snapshot import Assignment, ModelSpec, RuntimeSpec, SnapshotDocument, SnapshotSpec
+    from schemas.observation import Hardware, LastKnownGood, Memory, NativeEngine, Observed
+    from schemas.snapshot import Assignment, EngineName, ModelSpec, RuntimeSpec, SnapshotDocument, SnapshotSpec
     from schemas.target import BackendName
 
-Role = Literal["desired", "last-known-good", "none"]
+Role = Literal["desired", "last-known-good", "none", "trial"]
+"""`trial`: something else is served for as long as its first validation takes."""
+
+TASKS: Final[Mapping[EngineName, frozenset[str]]] = MappingProxyType(
+    dict.fromkeys(("llamacpp", "vllm", "ollama", "openai"), frozenset({"chat", "completion", "json", "tools"}))
+)
+"""What each engine is good for as this agent starts it: all generate text, none is started for anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +198,12 @@ def _require_fit(runtime: RuntimeSpec, model: ModelSpec, hardware: Hardware) -> 
     if model.requires.engines and not any(_engine_fits(bound, runtime) for bound in model.requires.engines):
         wanted = " or ".join(model.requires.engines)
         raise _NotPossibleError("Incompatible", f"{model.key} needs {wanted}, not {runtime.engine} {runtime.version}")
+    missing = [task for task in model.requires.tasks if task not in TASKS[runtime.engine]]
+    if missing:
+        served = ", ".join(sorted(TASKS[runtime.engine]))
+        raise _NotPossibleError(
+            "Incompatible", f"{model.key} is for {', '.join(missing)}; {runtime.engine} serves {served} here"
+        )
     needed = model.requires.memory
     if needed > hardware.memory:
         raise _NotPossibleError(
@@ -297,16 +311,33 @@ def _fall_back(
     assigned: bool,
 ) -> Choice:
     trace.extend(_step(item.subject, f"{item.reason}: {item.message}") for item in held)
-    good = observed.memory.last_known_good
+    good, earlier = observed.memory.last_known_good, observed.memory.earlier_good
     if good is None:
         trace.append(_step("runtime", "there is no last known good to go back to"))
         return Choice(None, "none", wanted, serve, held, tuple(trace), assigned=assigned)
     refused = _refused(document, good.target, observed)
-    if refused is not None:
-        trace.append(_step("runtime", f"the last known good may not run either: {refused.message}"))
-        return Choice(None, "none", wanted, serve, (*held, refused), tuple(trace), assigned=assigned)
-    trace.append(_step("runtime", f"the last known good serves: {good.target.model}"))
-    return Choice(good.target, "last-known-good", wanted, serve, held, tuple(trace), assigned=assigned)
+    if refused is None:
+        trace.append(_step("runtime", f"the last known good serves: {good.target.model}"))
+        return Choice(good.target, "last-known-good", wanted, serve, held, tuple(trace), assigned=assigned)
+    trace.append(_step("runtime", f"the last known good may not run either: {refused.message}"))
+    held = held if refused in held else (*held, refused)
+    there = earlier is not None and _is_stored(earlier.target, observed)
+    if earlier is not None and there and _refused(document, earlier.target, observed) is None:
+        trace.append(_step("runtime", f"what was good before it serves: {earlier.target.model}"))
+        return Choice(earlier.target, "last-known-good", wanted, serve, held, tuple(trace), assigned=assigned)
+    return Choice(None, "none", wanted, serve, held, tuple(trace), assigned=assigned)
+
+
+def _is_stored(target: ServingTarget, observed: Observed) -> bool:
+    """What was good before the last known good is gone back to only as long as nobody has removed it."""
+    seen = observed.state.models.get(target.manifest)
+    return isinstance(seen, Present) and isinstance(seen.value, StoredModel)
+
+
+def good_for(memory: Memory, target: ServingTarget) -> LastKnownGood | None:
+    """The good that a target was chosen from, None where it is not one."""
+    goods = (memory.last_known_good, memory.earlier_good)
+    return next((good for good in goods if good is not None and good.target.spec_digest == target.spec_digest), None)
 
 
 def _step(subject: str, decision: str) -> Explanation:

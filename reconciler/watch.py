@@ -31,17 +31,26 @@ class Wake:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._stopped = threading.Event()
+        self._others: tuple[threading.Event, ...] = ()
         self.reload = False
+
+    def also(self, event: threading.Event) -> None:
+        """Set another event as well, from now on, whenever the loop is woken or ended."""
+        self._others = (*self._others, event)
 
     def now(self, *, reload: bool = False) -> None:
         """Look at once; `reload` asks for the configuration to be read again."""
         self.reload = self.reload or reload
-        self._event.set()
+        self._set()
 
     def stop(self) -> None:
         """End the loop, and whatever is under way at its next safe point."""
         self._stopped.set()
-        self._event.set()
+        self._set()
+
+    def _set(self) -> None:
+        for event in (self._event, *self._others):
+            event.set()
 
     def is_set(self) -> bool:
         """Whether stopping was requested (the `Stop` protocol)."""

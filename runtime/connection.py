@@ -53,21 +53,20 @@ class UnixConnection:
         Raises:
             EngineUnreachable: no socket, not ours, refused, too slow, too long, not JSON, or another status.
         """
-        from http.client import HTTPConnection, HTTPException  # noqa: PLC0415 - 20 ms, only when something runs
-
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
-        headers = {"Connection": "close"} | ({"Content-Type": "application/json"} if content is not None else {})
+        return _json(self._exchange(method, path, content, timeout=timeout, limit=limit), f"{method} {path}")
+
+    def read(self, path: str, *, timeout: float, limit: int = 2**22) -> str:
+        """Get a text; see `runtime.interfaces.EngineConnection`.
+
+        Raises:
+            EngineUnreachable: no socket, not ours, refused, too slow, too long, not UTF-8, or another status.
+        """
+        answer = self._exchange("GET", path, None, timeout=timeout, limit=limit)
         try:
-            with closing(_Bounded(time.monotonic() + timeout)) as stream, closing(HTTPConnection("localhost")) as http:
-                connect(stream, self._path, self._is_peer)
-                http.sock = stream
-                http.request(method, path, content, headers)
-                answer = self._read(http, limit, f"{method} {path}")
-        except TimeoutError as error:
-            raise EngineUnreachable(f"{method} {path}: no complete answer within {timeout:g} s") from error
-        except (OSError, HTTPException) as error:
-            raise EngineUnreachable(f"{method} {path}: {self._path}: {_words(error)}") from error
-        return _json(answer, f"{method} {path}")
+            return answer.decode()
+        except UnicodeDecodeError as error:
+            raise EngineUnreachable(f"GET {path}: the answer is not UTF-8") from error
 
     def peer(self, *, timeout: float) -> int:
         """The process that listens, checked; see `runtime.interfaces.EngineConnection`.
@@ -80,6 +79,21 @@ class UnixConnection:
                 return connect(stream, self._path, self._is_peer)
         except OSError as error:
             raise EngineUnreachable(f"{self._path}: {_words(error)}") from error
+
+    def _exchange(self, method: str, path: str, content: bytes | None, *, timeout: float, limit: int) -> bytes:
+        from http.client import HTTPConnection, HTTPException  # noqa: PLC0415 - 20 ms, only when something runs
+
+        headers = {"Connection": "close"} | ({"Content-Type": "application/json"} if content is not None else {})
+        try:
+            with closing(_Bounded(time.monotonic() + timeout)) as stream, closing(HTTPConnection("localhost")) as http:
+                connect(stream, self._path, self._is_peer)
+                http.sock = stream
+                http.request(method, path, content, headers)
+                return self._read(http, limit, f"{method} {path}")
+        except TimeoutError as error:
+            raise EngineUnreachable(f"{method} {path}: no complete answer within {timeout:g} s") from error
+        except (OSError, HTTPException) as error:
+            raise EngineUnreachable(f"{method} {path}: {self._path}: {_words(error)}") from error
 
     def _read(self, http: HTTPConnection, limit: int, what: str) -> bytes:
         with http.getresponse() as response:

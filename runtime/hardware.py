@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from schemas.observation import Gpu, Hardware
@@ -38,8 +39,11 @@ class HostHardware:
 
     def read(self) -> Hardware:
         """What the machine is, now."""
-        if self._gpus is None:
-            self._gpus = _gpus()
+        if self._gpus is None or self._gpus:
+            # What is free on a GPU changes. A driver that fails for a moment has not lost what it drives.
+            seen = _gpus()
+            known = tuple(replace(gpu, memory_free=0) for gpu in self._gpus or ())
+            self._gpus = seen or known or seen
         usage = os.statvfs(self._folder)
         memory = _memory()
         return Hardware(
@@ -118,12 +122,14 @@ def _gpus() -> tuple[Gpu, ...] | None:
 
 
 def _gpu(nvml: Any, handle: Any, driver: str) -> Gpu:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     return Gpu(
         uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
         name=_text(nvml.nvmlDeviceGetName(handle)),
-        memory=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        memory=int(memory.total),
         driver=driver,
         capability=".".join(str(part) for part in nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        memory_free=int(getattr(memory, "free", 0)),
     )
 
 

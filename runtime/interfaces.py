@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pydantic import JsonValue
@@ -67,6 +67,10 @@ class Launch:
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    program: bool = False
+    """In a container: whether `argv` begins with the program. Otherwise the image's entry point is the program."""
+    health: str = ""
+    """Path that has to answer before the engine is asked whether it is ready; empty where the engine itself knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,20 @@ class Backend(Protocol):
         """The last `limit` bytes of what the instance printed, as far as known; for error messages."""
         ...
 
+    def printed(self, name: str, *, lines: int, follow: bool, stop: Stop) -> Iterator[bytes]:
+        """What the instance printed, over rotations of its log; nothing for an instance that is not there.
+
+        Args:
+            name: of the instance.
+            lines: how many of the last lines to begin with.
+            follow: go on as it is printed, until the instance ends.
+            stop: ends the following.
+
+        Raises:
+            BackendUnavailable.
+        """
+        ...
+
     def is_peer(self, name: str, pid: int) -> bool:
         """Whether a process (as SO_PEERCRED of the instance's socket names it) belongs to the instance.
 
@@ -208,6 +226,19 @@ class EngineConnection(Protocol):
         """
         ...
 
+    def read(self, path: str, *, timeout: float, limit: int = 2**22) -> str:
+        """Get a text, which need not be JSON; only status 200 is an answer.
+
+        Args:
+            path: absolute path.
+            timeout: seconds for the whole exchange.
+            limit: bytes of the answer.
+
+        Raises:
+            EngineUnreachable: as for `request`, or not UTF-8.
+        """
+        ...
+
     def peer(self, *, timeout: float) -> int:
         """The process that listens on the socket, after the checks that every request makes.
 
@@ -222,6 +253,19 @@ class EngineConnection(Protocol):
 
 Answers = Literal["render", "tokenize", "force", "sample", "chat"]
 """What validation can ask of an engine beyond greedy continuations, which every engine gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What an engine says that it is doing, in one answer's time."""
+
+    running: int
+    """Requests that it is working on."""
+    waiting: int
+    """Requests that it has accepted and not begun."""
+    tokens: int
+    """Tokens read and written since it started, those of unfinished requests included as far as it says. Only that it
+    moves means anything: an engine with `running` requests whose count stands still makes no progress."""
 
 
 class Engine(Protocol):
@@ -252,6 +296,14 @@ class Engine(Protocol):
 
         Raises:
             EngineUnreachable: the socket does not answer (yet).
+        """
+        ...
+
+    def activity(self, connection: EngineConnection) -> Activity | None:
+        """What it is doing, as it reports itself; None from an engine that has no way to say.
+
+        Raises:
+            EngineUnreachable: it does not answer, or not with numbers: one that hangs may still say that it is well.
         """
         ...
 

@@ -10,8 +10,18 @@ if TYPE_CHECKING:
     from runtime.interfaces import Backend, Engine, EngineConnection, InstanceSpec
     from schemas.ports import Clock, Stop
 
-READY_POLL_SECONDS: Final = 0.05
-"""Between two looks at a starting engine: llama.cpp is ready 0.1 s after its start, and one look costs 1 ms."""
+HEALTH_SECONDS: Final = 5.0
+
+READY_POLL_SECONDS: Final = (0.005, 0.25)
+"""Shortest and longest time between two questions whether an engine is ready. llama.cpp is within 0.1 s, and a socket
+that is not there yet costs 0.1 ms to ask."""
+
+READY_POLL_SHARE: Final = 0.05
+"""Of the time that a start has taken so far: what waiting for the next question may add to it."""
+
+LOOK_SECONDS: Final = 0.1
+"""Between two looks at a starting engine's process and output: each costs a container engine some milliseconds, in
+which it does not start anything."""
 
 OUTPUT_IN_ERRORS: Final = 600
 """Bytes of an engine's last output that are shown with its failure."""
@@ -40,26 +50,32 @@ def start_instance(
     backend.start(spec.name)
     timeouts = spec.target.timeouts
     started = moved = clock.monotonic()
-    printed = ""
-    while not _is_ready(engine, connection):
+    printed, looked = "", float("-inf")
+    while not _is_ready(engine, connection, spec.launch.health):
+        now = clock.monotonic()
+        shortest, longest = READY_POLL_SECONDS
+        if stop.wait(min(max((now - started) * READY_POLL_SHARE, shortest), longest)):
+            raise BackendUnavailable("stopped while the engine was starting")
+        if now - looked < LOOK_SECONDS:
+            continue
+        looked = now
         seen = backend.inspect(spec.name)
         output = backend.output(spec.name, limit=OUTPUT_IN_ERRORS)
         if seen is None or seen.status == "exited":
             ended = (seen.detail or f"exit code {seen.exit_code}") if seen else "it is gone"
             raise StartFailed(f"the engine ended while starting ({ended}){_quoted(output)}")
-        now = clock.monotonic()
         if output != printed:
             printed, moved = output, now
         if now - started > timeouts.start:
             raise NotReadyInTime(f"not ready after {timeouts.start} s{_quoted(output)}")
         if now - moved > timeouts.stall:
             raise NotReadyInTime(f"no sign of progress for {timeouts.stall} s{_quoted(output)}")
-        if stop.wait(READY_POLL_SECONDS):
-            raise BackendUnavailable("stopped while the engine was starting")
 
 
-def _is_ready(engine: Engine, connection: EngineConnection) -> bool:
+def _is_ready(engine: Engine, connection: EngineConnection, health: str) -> bool:
     try:
+        if health:
+            connection.read(health, timeout=HEALTH_SECONDS)
         return engine.ready(connection)
     except EngineUnreachable:
         # Not listening yet; whether it still runs is asked next.

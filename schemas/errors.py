@@ -364,6 +364,11 @@ class ValidationFailed(Terminal):
     `reconcile probe record` again with the approved ones, or withdraw the model.
     """
 
+    def __init__(self, message: str, *, hint: str = "", evidence: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.evidence = evidence
+        """Digest of what it answered; None where it answered nothing."""
+
 
 class Incompatible(Terminal):
     """The node cannot run what the snapshot asks for; nothing was tried.

@@ -141,6 +141,12 @@ class NodeFacts(Frozen):
     holds: tuple[HoldFacts, ...] = ()
     starts: tuple[StartsFacts, ...] = ()
     last_known_good: GoodFacts | None = None
+    earlier_good: GoodFacts | None = None
+    """What served before it."""
+    retests: dict[str, Text] = {}
+    """By manifest digest: models whose answers are in doubt, and why."""
+    downtimes: dict[str, tuple[Count, ...]] = {}
+    """By kind of change: milliseconds for which the last ones interrupted the service."""
     applied: Text = ""
     """Digest of the snapshot that the node last converged to."""
     suspended: Text = ""

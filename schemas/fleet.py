@@ -27,6 +27,8 @@ class NodeOutlook(Frozen):
     disk_free: Size = 0
     downtime: Literal["none", "swap", "start"] = "none"
     """Whether serving is interrupted."""
+    downtime_ms: Count | None = None
+    """Milliseconds, as changes of this kind took there; absent where none was measured yet."""
     held: tuple[Held, ...] = ()
     """Changes that would be held back."""
 

@@ -89,6 +89,8 @@ class NodePolicy(Frozen):
     """The owner's preference; wins over the snapshot's."""
     default: Mode | None = None
     """Used when neither owner nor snapshot prefers one that is available."""
+    overlap: bool = False
+    """Whether a replacement may briefly run beside the old instance, where the snapshot allows it and both fit."""
     sources: SourcePolicy = SourcePolicy.model_construct()
     """From where models may be fetched."""
     reserve: Size = 2**28

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from schemas.target import FrontLimits, ServingTarget
@@ -55,6 +56,8 @@ class Gpu:
     driver: str
     capability: str = field(default="", compare=False)
     """Compute capability (`9.0`): the same machine also where it was not asked for."""
+    memory_free: int = field(default=0, compare=False)
+    """Memory that nobody uses now, bytes; 0 where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +96,12 @@ class Hardware:
     @property
     def accelerator(self) -> str:
         """What computes here, as it goes into a validation's subject."""
-        if not self.gpus:
-            return f"cpu:{self.processor}"
-        return ";".join(f"{gpu.name}:{gpu.uuid}:{gpu.driver}" for gpu in self.gpus)
+        return accelerator_name(((gpu.name, gpu.uuid, gpu.driver) for gpu in self.gpus), self.processor)
+
+
+def accelerator_name(gpus: Iterable[tuple[str, str, str]], processor: str) -> str:
+    """What computes, in one line: the GPUs by name, UUID and driver, or the processor where there is none."""
+    return ";".join(f"{name}:{uuid}:{driver}" for name, uuid, driver in gpus) or f"cpu:{processor}"
 
 
 # --- things of the node -------------------------------------------------------------------------------------------
@@ -218,6 +224,8 @@ class NodeState:
     """Why the store's file system cannot have the kernel refuse changed bytes (fs-verity); empty where it can."""
     front: Observation[FrontSeen] | None = None
     """None on a node without one."""
+    quiet: bool | None = field(default=None, compare=False)
+    """Whether what serves has nothing to do; None where nobody asked, or it cannot say."""
     interpreter: str = ""
     """What locked environments are installed for here: implementation, version and machine."""
     environments: Observation[Mapping[str, StoredEnvironment]] = field(default_factory=Absent)
@@ -260,6 +268,8 @@ class ModelRecord:
     unlisted_for: float = 0
     """Running time, seconds, since the model was last listed; 0 while listed."""
     size: int = 0
+    doubted_at: datetime | None = None
+    """When its bytes or its answers last proved wrong, or were replaced: what was started before may have others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +283,21 @@ class Receipt:
     """The instance that answered."""
     issued_at: datetime
     digest: str
+    content: str = ""
+    """The exact text of the statement (`schemas.receipt`); empty for one from before there were any."""
+    signed: bool = False
+    """Whether the node's signature is there already."""
+    strength: str = ""
+    """What kind of test it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class StaleReceipts:
+    """Receipts of one subject that speak for nothing any more."""
+
+    subject: str
+    manifest: str
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,14 +348,22 @@ class Memory:
     intents: frozenset[str] = frozenset()
     """Ids of the intents that created instances."""
     last_known_good: LastKnownGood | None = None
+    earlier_good: LastKnownGood | None = None
+    """What served, proven, before the last known good."""
+    stale: tuple[StaleReceipts, ...] = ()
+    """Receipts that the journal still counts, and whose subjects have changed: they are left out of `receipts`."""
     recent_starts: Mapping[str, tuple[datetime, ...]] = field(default_factory=dict)
     """By spec digest: when instances of it were started within the restart window."""
+    downtimes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By kind of change: milliseconds for which the last ones interrupted the service, the newest last."""
     applied: str = ""
     """Digest of the snapshot that this node last converged to; empty before the first time."""
     suspended: str = ""
     """Why changes are suspended; empty when they are not."""
     checks: Mapping[str, str] = field(default_factory=dict)
     """By manifest digest: models that a person wants to be hashed now, with what was said."""
+    retests: Mapping[str, str] = field(default_factory=dict)
+    """By manifest digest: models whose answers are in doubt for a reason that their receipts do not know, with it."""
     leftovers: Mapping[str, float] = field(default_factory=dict)
     """By manifest digest: running time, seconds, for which something in the store that has no record was not listed."""
 

@@ -161,6 +161,15 @@ class StopInstance(_Action):
     intent: Text
     spec_digest: Digest
     drain: Duration
+    failed: bool = False
+    """It ended, or went bad, by itself: `cause` has its exit code, signal, or what is wrong with it."""
+
+
+class CreateInstance(_Action):
+    """Create what a later action starts, while the old one serves: what the backend refuses, it refuses now (I4)."""
+
+    kind: Literal["create-instance"] = "create-instance"
+    target: ServingTarget
 
 
 class StartInstance(_Action):
@@ -168,7 +177,12 @@ class StartInstance(_Action):
 
     kind: Literal["start-instance"] = "start-instance"
     target: ServingTarget
-    role: Literal["desired", "last-known-good"]
+    role: Literal["desired", "last-known-good", "trial"]
+    """`trial`: only to be validated; what serves comes back."""
+    strategy: Literal["first", "replace", "overlap"] = "first"
+    """Where nothing serves; after what serves was stopped; or beside it, until requests are led to the new one."""
+    strategy_reason: Text = ""
+    """Why it is `replace` or `overlap`."""
 
 
 class ValidateModel(_Action):
@@ -176,7 +190,7 @@ class ValidateModel(_Action):
 
     kind: Literal["validate-model"] = "validate-model"
     target: ServingTarget
-    role: Literal["desired", "last-known-good"]
+    role: Literal["desired", "last-known-good", "trial"]
     snapshot: Digest
     """The snapshot that wants it."""
     tasks: tuple[Name, ...] = ()
@@ -216,6 +230,7 @@ Action = Annotated[
     | VerifyEnvironment
     | RemoveEnvironment
     | StopInstance
+    | CreateInstance
     | StartInstance
     | StartFront
     | RouteFront
@@ -265,7 +280,18 @@ class Cost(Frozen):
     disk_free: Size = 0
     """Free disk when the plan was made, bytes."""
     downtime: Literal["none", "swap", "start"] = "none"
-    """Whether serving is interrupted: `swap` stops one and starts another; `start` has nothing serving before."""
+    """Whether serving is interrupted: `swap` stops one and starts another; `start` has nothing serving before.
+
+    `none` also where the new one is started beside the old one.
+    """
+    back: bool = False
+    """Whether what is stopped comes back afterwards, which is a second swap: a first validation."""
+    downtime_kind: Text = ""
+    """What it is compared with: strategy, engine, backend and the model's size; empty where nothing is interrupted."""
+    downtime_ms: Count | None = None
+    """Milliseconds that changes of this kind took here, at the median; absent where none was measured yet."""
+    downtime_measured: Count = 0
+    """How many were measured."""
 
 
 class Plan(Document):

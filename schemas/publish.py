@@ -24,6 +24,7 @@ from schemas.manifest import ManifestDocument
 from schemas.node import NodeConfig
 from schemas.plan import Plan
 from schemas.probe import ProbeDocument
+from schemas.receipt import AuditReport, ChainHead, ReceiptChain, ReceiptDocument
 from schemas.snapshot import SnapshotDocument
 from schemas.status import NodeStatus
 from schemas.timestamp import TimestampDocument
@@ -39,6 +40,10 @@ DOCUMENTS: Final[dict[str, type[BaseModel]]] = {
     "signature": SignatureFile,
     "manifest": ManifestDocument,
     "probe": ProbeDocument,
+    "receipt": ReceiptDocument,
+    "receipt-head": ChainHead,
+    "receipts": ReceiptChain,
+    "audit": AuditReport,
     "node": NodeConfig,
     "plan": Plan,
     "status": NodeStatus,

@@ -136,7 +136,7 @@ class Timeouts(Frozen):
     drain: Duration = 30
     """How long requests in flight may take before a stop."""
     stall: Duration = 60
-    """Starting without any sign of progress for this long is a failure."""
+    """Starting, or having requests, without any sign of progress for this long is a failure."""
 
 
 class LlamaCppArgs(Frozen):
@@ -169,6 +169,35 @@ class VllmArgs(Frozen):
     """Skip graph capture: faster start, slower decode."""
     kv_cache: Annotated[Size, Field(ge=2**30)] | None = None
     """Memory for attention keys and values on a machine without a GPU, in whole GiB; vLLM chooses when absent."""
+
+
+SHELLS = frozenset({"ash", "bash", "csh", "dash", "fish", "ksh", "mksh", "sh", "tcsh", "zsh"})
+
+
+class OpenAIArgs(Frozen):
+    """How an image with any OpenAI-compatible server is started and asked. Nothing of it passes through a shell."""
+
+    command: Annotated[
+        tuple[Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")], ...],
+        Field(min_length=1, max_length=128),
+    ]
+    """The server's program, by its path in the image, and its arguments; the image's entry point is not used. In each,
+    `{model}` stands for the folder with the model's files, `{socket}` for the unix socket that it must listen on (both
+    must be there), and `{name}` for the name that clients call the model by."""
+    health: Annotated[str, StringConstraints(max_length=256, pattern=r"^/[A-Za-z0-9._~/-]*$")] = "/health"
+    """Path that answers 200 once requests are served, and not before."""
+    formats: Annotated[tuple[Literal["gguf", "safetensors"], ...], Field(min_length=1, max_length=2)]
+    """Formats of models that it loads."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> OpenAIArgs:
+        program = self.command[0]
+        if not program.startswith("/") or program.rpartition("/")[2] in SHELLS:
+            raise ValueError("the command's first word is not the path of a program in the image, or is a shell")
+        for placeholder in ("{model}", "{socket}"):
+            if not any(placeholder in word for word in self.command[1:]):
+                raise ValueError(f"the command's arguments do not say {placeholder}")
+        return self
 
 
 class _RuntimeBase(Frozen):
@@ -220,8 +249,23 @@ class VllmRuntime(_RuntimeBase):
     """Arguments of the engine."""
 
 
-RuntimeSpec = Annotated[LlamaCppRuntime | VllmRuntime, Field(discriminator="engine")]
-EngineArgs = LlamaCppArgs | VllmArgs
+class OpenAIRuntime(_RuntimeBase):
+    """Any OpenAI-compatible server, in a container."""
+
+    engine: Literal["openai"]
+    """The engine."""
+    engine_args: OpenAIArgs
+    """How it is started and asked."""
+
+    @model_validator(mode="after")
+    def _is_contained(self) -> OpenAIRuntime:
+        if self.modes != ("container",):
+            raise ValueError("an OpenAI-compatible image runs in a container only")
+        return self
+
+
+RuntimeSpec = Annotated[LlamaCppRuntime | VllmRuntime | OpenAIRuntime, Field(discriminator="engine")]
+EngineArgs = LlamaCppArgs | VllmArgs | OpenAIArgs
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -404,11 +448,14 @@ class Windows(Frozen):
 
 
 class ValidationPolicy(Frozen):
-    """What becomes of a validation that could not tell."""
+    """Validation inference."""
 
     inconclusive: Literal["retry", "reject"] = "retry"
     """`retry`: nothing is held against the model; what served before goes on, and it is tried again with backoff.
     `reject`: it counts as failed, and is remembered."""
+    installed: bool = False
+    """Whether models that are assigned and not served are validated as well: each is a swap there and one back, made
+    in a swap window and a quiet moment. Without it they are `Pending` until they serve."""
 
 
 class Policy(Frozen):

@@ -67,6 +67,22 @@ class ModelStatus(Frozen):
     """Running time since it was last listed, seconds; 0 while listed."""
 
 
+class ReceiptStatus(Frozen):
+    """The receipt by which something serves."""
+
+    number: Count
+    """Its number in the node's chain (`reconcile audit`)."""
+    issued_at: Time
+    strength: Text = ""
+    """What kind of test it was."""
+    signed: bool = False
+    """Whether it carries the node's signature already."""
+    retest_from: Time | None = None
+    """From when on it is renewed in a quiet moment."""
+    retest_by: Time | None = None
+    """From when on it is renewed at once."""
+
+
 class ServingStatus(Frozen):
     """What serves."""
 
@@ -81,6 +97,8 @@ class ServingStatus(Frozen):
     health: Literal["healthy", "unhealthy", "unknown"]
     since: Time | None = None
     receipt: Digest | None = None
+    proof: ReceiptStatus | None = None
+    """What is known of that receipt."""
     not_enforced: tuple[Text, ...] = ()
     """Restrictions that are not enforced for this instance (I10)."""
 
@@ -96,6 +114,17 @@ class StoreStatus(Frozen):
     """Seconds within which every model is looked through."""
     residue: Size = 0
     """Bytes that an interruption left lying about, until the next pass."""
+
+
+class ReceiptsStatus(Frozen):
+    """The node's chain of receipts."""
+
+    statements: Count
+    """How many there are."""
+    pending: Count
+    """How many wait for the node's signature."""
+    locked: Text = ""
+    """Why the identity could not sign; empty where it can."""
 
 
 class FrontStatusCounts(Frozen):
@@ -177,6 +206,8 @@ class NodeStatus(Document):
     models: tuple[ModelStatus, ...]
     store: StoreStatus | None = None
     """The model store."""
+    receipts: ReceiptsStatus | None = None
+    """The chain of receipts."""
     held: tuple[Held, ...]
     hardware: HardwareStatus
     engines: tuple[Text, ...]

@@ -13,6 +13,7 @@ from schemas.snapshot import (
     Isolation,
     LlamaCppArgs,
     Mode,
+    OpenAIArgs,
     Resources,
     Timeouts,
     VllmArgs,
@@ -20,7 +21,7 @@ from schemas.snapshot import (
 
 BackendName = Literal["docker", "podman", "native", "simulated"]
 
-_ARGS: dict[str, type[EngineArgs]] = {"llamacpp": LlamaCppArgs, "vllm": VllmArgs}
+_ARGS: dict[str, type[EngineArgs]] = {"llamacpp": LlamaCppArgs, "vllm": VllmArgs, "openai": OpenAIArgs}
 
 
 class FrontLimits(Frozen):
@@ -55,7 +56,7 @@ class ServingTarget(Frozen):
     """Native mode: digest of the installed environment."""
     lock: FileRef | None = None
     """Native mode in an environment of its own: the lock that it is installed from; the environment stands for it."""
-    engine_args: LlamaCppArgs | VllmArgs
+    engine_args: LlamaCppArgs | VllmArgs | OpenAIArgs
     """Typed arguments of the engine."""
     isolation: Isolation
     """Restrictions."""
@@ -75,22 +76,17 @@ class ServingTarget(Frozen):
     @property
     def spec_digest(self) -> str:
         """Identity of the instance: everything that a running instance cannot change without a restart."""
-        return digest_text(
-            "|".join(
-                (
-                    "spec/1",
-                    self.engine,
-                    self.version,
-                    self.backend,
-                    self.image or "",
-                    self.environment or "",
-                    self.engine_args.to_json(),
-                    self.isolation.to_json(),
-                    self.resources.to_json(),
-                    self.model,
-                    self.manifest,
-                )
-            )
+        return specification_digest(
+            engine=self.engine,
+            version=self.version,
+            backend=self.backend,
+            image=self.image,
+            environment=self.environment,
+            engine_args=self.engine_args.to_json(),
+            isolation=self.isolation.to_json(),
+            resources=self.resources.to_json(),
+            model=self.model,
+            manifest=self.manifest,
         )
 
     def subject(self, accelerator: str) -> str:
@@ -100,7 +96,36 @@ class ServingTarget(Frozen):
             accelerator: GPU model, UUIDs and driver, or the processor where no GPU is used: a receipt from one does
                 not speak for another.
         """
-        return digest_text(f"subject/1|{self.spec_digest}|{self.probe.digest}|{accelerator}")
+        return subject_digest(self.spec_digest, self.probe.digest, accelerator)
+
+
+def specification_digest(
+    *,
+    engine: str,
+    version: str,
+    backend: str,
+    image: str | None,
+    environment: str | None,
+    engine_args: str,
+    isolation: str,
+    resources: str,
+    model: str,
+    manifest: str,
+) -> str:
+    """Identity of an instance, from the parts of its specification; the last four before the model as JSON text."""
+    parts = (engine, version, backend, image or "", environment or "", engine_args, isolation, resources)
+    return digest_text("|".join(("spec/1", *parts, model, manifest)))
+
+
+def subject_digest(spec_digest: str, probe: str, accelerator: str) -> str:
+    """Identity of what a validation is about.
+
+    Args:
+        spec_digest: identity of the instance.
+        probe: digest of the probe.
+        accelerator: as `Hardware.accelerator`.
+    """
+    return digest_text(f"subject/1|{spec_digest}|{probe}|{accelerator}")
 
 
 def locked_environment(lock: str, interpreter: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli.console import paint, plural, size, table
+from reconciler.cli.console import duration, paint, plural, size, table
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def fleet_lines(made: FleetPlan) -> list[str]:
         f"{outcomes['unchanged']} would stay as they are"
         + (f", {outcomes['unknown']} publish too little to tell" if outcomes["unknown"] else ""),
         f"  {downtime['swap']} would swap what serves, {downtime['start']} would start where nothing serves",
+        _interruptions(made),
         f"  {size(fetch)} to fetch" + (": " if made.fetch_by_host else ""),
     ]
     lines += [f"    {size(count)} from {host}" for host, count in made.fetch_by_host.items()]
@@ -109,6 +110,15 @@ def fleet_lines(made: FleetPlan) -> list[str]:
     return lines
 
 
+def _interruptions(made: FleetPlan) -> str:
+    """How long clients will wait, as far as the nodes know."""
+    hit = [node for node in made.nodes if node.downtime != "none"]
+    known = [node.downtime_ms for node in hit if node.downtime_ms is not None]
+    told = f", {duration(sum(known) / 1000)} in all, {duration(max(known) / 1000)} at most" if known else ""
+    unknown = f", {len(hit) - len(known)} not measured yet" if len(known) < len(hit) else ""
+    return f"  {len(hit)} would be interrupted{told}{unknown}"
+
+
 def _row(node: NodeOutlook) -> tuple[str, ...]:
     serves = node.after or "nothing"
     return (
@@ -116,6 +126,6 @@ def _row(node: NodeOutlook) -> tuple[str, ...]:
         node.outcome,
         serves if node.before == node.after else f"{node.before or 'nothing'} -> {serves}",
         size(node.fetch) if node.fetch else "-",
-        node.downtime,
+        node.downtime if node.downtime_ms is None else f"{node.downtime}, {duration(node.downtime_ms / 1000)}",
         "; ".join(f"{held.subject}: {held.reason}" for held in node.held) or "-",
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from desired_state.files import DocumentFiles
     from reconciler.journal import Journal
+    from reconciler.lookout import Lookout
     from reconciler.loop import PassResult, Reconciler
     from reconciler.state_dir import StateDir
     from reconciler.watch import Wake
@@ -53,7 +54,7 @@ def run_pass(*, config_file: str | None, watch: bool, interval: int | None, igno
     with _state(config).lock():
         _serve_imports(config, wake)
         with _opened(config, wake, as_json=as_json) as (reconciler, _):
-            result = reconciler.run_pass(ignore_windows=ignore_window)
+            result = reconciler.sign(reconciler.run_pass(ignore_windows=ignore_window), wake)
     _report(result, as_json=as_json)
     return result.exit_code
 
@@ -61,6 +62,8 @@ def run_pass(*, config_file: str | None, watch: bool, interval: int | None, igno
 def _watch(path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> int:
     import logging
 
+    from reconciler.cli.scouting import Scout
+    from reconciler.lookout import Lookout
     from reconciler.triggers import triggers
     from reconciler.watch import watch
     from runtime.host import SystemClock, SystemRandomness
@@ -73,10 +76,13 @@ def _watch(path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> in
         config = wiring.load_config(path)
         urls = [repository.url for repository in config.repositories]
         state = _state(config)
+        seconds = interval or config.interval
+        lookout = Lookout(Scout(config), wake=wake, interval=seconds)
         with ExitStack() as stack:
             stack.enter_context(state.lock())
             stack.enter_context(triggers(wake, state, urls))
-            reconciler, _ = stack.enter_context(_opened(config, wake, as_json=as_json))
+            opened = _opened(config, wake, as_json=as_json, lookout=lookout)
+            reconciler, _ = stack.enter_context(opened)
 
             def run(config: NodeConfig = config, reconciler: Reconciler = reconciler) -> PassResult:
                 _serve_imports(config, wake)
@@ -85,7 +91,7 @@ def _watch(path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> in
             watch(
                 stack.enter_context(wiring.observed(config, run)),
                 wake=wake,
-                interval=interval or config.interval,
+                interval=seconds,
                 clock=SystemClock(),
                 randomness=SystemRandomness(),
                 reported=_Changes(as_json=as_json),
@@ -125,8 +131,8 @@ class _Changes:
 class _opened:  # noqa: N801 - reads as the context manager that it is
     """A wired reconciler, with its display; closes its journal."""
 
-    def __init__(self, config: NodeConfig, wake: Wake, *, as_json: bool) -> None:
-        self._config, self._wake, self._as_json = config, wake, as_json
+    def __init__(self, config: NodeConfig, wake: Wake, *, as_json: bool, lookout: Lookout | None = None) -> None:
+        self._config, self._wake, self._as_json, self._lookout = config, wake, as_json, lookout
 
     def __enter__(self) -> tuple[Reconciler, Journal]:
         from reconciler.cli.progress import display
@@ -138,7 +144,7 @@ class _opened:  # noqa: N801 - reads as the context manager that it is
         self._journal.close_interrupted(ports.clock.now())
         node = wiring.build_node(self._config, self._journal, ports=ports, progress=self._display.advance)
         self._display.__enter__()
-        return Reconciler(node, wiring.build_source(node), self._display), self._journal
+        return Reconciler(node, wiring.build_source(node), self._display, self._lookout), self._journal
 
     def __exit__(self, *trace: object) -> None:
         self._display.__exit__(None, None, None)
@@ -276,7 +282,7 @@ def apply(file: str, config_file: str | None, as_json: bool) -> None:
     wake = Wake()
     wake.on_signals()
     with _state(config).lock(), _opened(config, wake, as_json=as_json) as (reconciler, _):
-        result = reconciler.run_pass(expected=expected)
+        result = reconciler.sign(reconciler.run_pass(expected=expected), wake)
     _report(result, as_json=as_json)
     sys.exit(result.exit_code)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.cli.console import duration, paint, relative_time, size, table
+from reconciler.cli.console import duration, paint, plural, relative_time, size, table
 from schemas.digests import short
 from schemas.plan import (
     Action,
     ArchiveModel,
+    Cost,
+    CreateInstance,
     DownloadModel,
     Explanation,
     Held,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.journal import Event, PassRecord
-    from schemas.status import FrontStatus, NodeStatus, StoreStatus
+    from schemas.status import FrontStatus, NodeStatus, ReceiptStatus, StoreStatus
 
 _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     DownloadModel: ("+", "download"),
@@ -48,6 +50,7 @@ _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     ArchiveModel: ("~", "archive"),
     SetModelState: ("~", "state"),
     StopInstance: ("-", "stop"),
+    CreateInstance: ("~", "create"),
     StartInstance: ("+", "start"),
     ValidateModel: ("~", "validate"),
     RemoveModel: ("-", "remove"),
@@ -78,7 +81,7 @@ def _about(action: Action) -> str:
     if isinstance(action, StopInstance):
         drain = f", drained for at most {action.drain} s" if action.drain else ""
         return f"{action.instance}  ({action.backend}{drain})"
-    if isinstance(action, StartInstance | ValidateModel):
+    if isinstance(action, CreateInstance | StartInstance | ValidateModel):
         target = action.target
         return f"{target.model}  on {target.engine} {target.version} ({target.backend})"
     if isinstance(action, InstallEnvironment | VerifyEnvironment | RemoveEnvironment):
@@ -168,7 +171,26 @@ def _costs(plan: Plan) -> list[str]:
         "swap": "Serving is interrupted by one swap, after everything else has been secured.",
         "start": "Nothing serves before; the runtime is started.",
     }
-    return [*lines, downtime[cost.downtime]]
+    strategies = {
+        "overlap": "The replacement starts beside what serves: ",
+        "replace": "What serves is stopped before its replacement starts: ",
+    }
+    lines += [
+        f"{strategies[action.strategy]}{action.strategy_reason}."
+        for action in plan.actions
+        if isinstance(action, StartInstance) and action.strategy != "first"
+    ]
+    back = " What is stopped comes back afterwards: a second swap." if cost.back else ""
+    return [*lines, downtime[cost.downtime] + back, *_prediction(cost)]
+
+
+def _prediction(cost: Cost) -> list[str]:
+    if not cost.downtime_kind:
+        return []
+    if cost.downtime_ms is None:
+        return ["How long that takes here was not measured yet."]
+    times = f"{cost.downtime_measured} time{'s' if cost.downtime_measured != 1 else ''}"
+    return [f"Predicted downtime {duration(cost.downtime_ms / 1000)}: the median of what it took here, {times}."]
 
 
 def status_text(status: NodeStatus, now: datetime) -> str:
@@ -179,6 +201,11 @@ def status_text(status: NodeStatus, now: datetime) -> str:
         f"Snapshot  {_snapshot_line(status, now)}",
         f"Serving   {_serving_line(status, now)}",
     ]
+    if status.serving is not None and status.serving.proof is not None:
+        lines.append(f"Receipt   {_proof_line(status.serving.proof, now)}")
+    if status.receipts is not None and status.receipts.pending:
+        why = f": {status.receipts.locked}" if status.receipts.locked else ", which follow while the node rests"
+        lines.append(f"Unsigned  {plural(status.receipts.pending, 'receipt')} without the node's signature{why}")
     if status.front is not None:
         lines.append(f"Front     {_front_line(status.front)}")
     if status.serving is not None:
@@ -262,6 +289,17 @@ def _serving_line(status: NodeStatus, now: datetime) -> str:
     since = f", since {relative_time(seen.since, now)}" if seen.since else ""
     proof = f"receipt {short(seen.receipt)}" if seen.receipt else paint("no receipt", "red")
     return f"{paint(seen.model, 'bold')} on {seen.engine} ({seen.backend}), {seen.health}, {proof}{since}"
+
+
+def _proof_line(proof: ReceiptStatus, now: datetime) -> str:
+    signed = "signed" if proof.signed else paint("not signed yet", "yellow")
+    strength = f", by {proof.strength}" if proof.strength else ""
+    line = f"number {proof.number}, {relative_time(proof.issued_at, now)}{strength}, {signed}"
+    if proof.retest_from is None or proof.retest_by is None:
+        return line
+    if now >= proof.retest_from:
+        return f"{line}; retest in the next quiet moment, by {proof.retest_by:%Y-%m-%d %H:%M}Z"
+    return f"{line}; next retest {relative_time(proof.retest_from, now)}, by {proof.retest_by:%Y-%m-%d %H:%M}Z"
 
 
 def _front_line(front: FrontStatus) -> str:

@@ -31,7 +31,9 @@ def runtime() -> None:
 @runtime.command("set")
 @workspace_options
 @click.argument("name")
-@click.option("--engine", type=click.Choice(["llamacpp", "vllm"]), help="The engine; needed for a new runtime.")
+@click.option(
+    "--engine", type=click.Choice(["llamacpp", "vllm", "openai"]), help="The engine; needed for a new runtime."
+)
 @click.option("--version", help="Its exact version (default: the one that is installed beside this command).")
 @click.option(
     "--mode", "modes", multiple=True, type=click.Choice(["container", "native"]), help="Repeatable, in order."
@@ -209,7 +211,7 @@ def _arguments(engine: str, pairs: tuple[str, ...]) -> dict[str, Any]:
     from pydantic import ValidationError
 
     from desired_state.document import parse
-    from schemas.snapshot import LlamaCppArgs, VllmArgs
+    from schemas.snapshot import LlamaCppArgs, OpenAIArgs, VllmArgs
 
     found: dict[str, Any] = {}
     for pair in pairs:
@@ -218,7 +220,10 @@ def _arguments(engine: str, pairs: tuple[str, ...]) -> dict[str, Any]:
             raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--arg")
         tree, _ = parse(f"value: {value}\n".encode(), file="--arg")
         found[key] = tree.get("value") if isinstance(tree, dict) else value
-    model: type[Frozen] = LlamaCppArgs if engine == "llamacpp" else VllmArgs
+    models: dict[str, type[Frozen]] = {"llamacpp": LlamaCppArgs, "vllm": VllmArgs, "openai": OpenAIArgs}
+    if engine == "openai" and not found:
+        return {}  # in a runtime that is there already, they stay
+    model = models[engine]
     try:
         model.model_validate(found, by_alias=True, by_name=False)
     except ValidationError as error:

@@ -108,6 +108,7 @@ def build_node(
         progress: told about bytes.
         overlay: documents of a candidate that is only looked at.
     """
+    from reconciler.chain import Issuer
     from reconciler.documents import JournalDocuments
     from reconciler.identity import node_address
     from reconciler.kinds.base import Adapters
@@ -116,10 +117,12 @@ def build_node(
     from runtime.engines.registry import engines
     from runtime.environments import DiskEnvironments
     from runtime.hardware import HostHardware
+    from runtime.health import HealthWatch
 
     state = StateDir(Path(config.state_dir))
     node_id = node_address(state)
     documents = JournalDocuments(journal, overlay)
+    journal.chain.issuer = Issuer(config.network, node_id, agent_version())
     adapters = Adapters(
         ports=ports,
         store=build_store(config, ports),
@@ -132,6 +135,7 @@ def build_node(
         run_folder=state.run,
         log_folder=state.logs,
         front=build_front(config, state, ports),
+        health=HealthWatch(ports.clock),
     )
     return Node(
         config=config,

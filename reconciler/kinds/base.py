@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from reconciler.desired import Desired
     from reconciler.memory import Change
     from reconciler.target import Choice
+    from runtime.health import HealthWatch
     from runtime.interfaces import (
         Backend,
         Engine,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
         Progress,
     )
     from schemas.node import NodeConfig
-    from schemas.observation import Hardware, Memory, Observed
+    from schemas.observation import Hardware, Instance, Memory, Observed
     from schemas.plan import Action
     from schemas.ports import Ports
     from schemas.probe import ProbeDocument
@@ -62,6 +63,8 @@ class Draft:
     """Ids of the actions that must have succeeded before a serving instance is stopped (I4)."""
     blocked: bool = False
     """Something that the target needs cannot be staged now: nothing that serves is stopped."""
+    retiring: list[Instance] = field(default_factory=list)
+    """Instances that serve until requests are led to their replacement, which runs beside them, and stop then."""
     outside_window: bool = False
     """A change is made outside its maintenance window, because a person wants it so."""
 
@@ -156,6 +159,8 @@ class Adapters:
     """Folder of the instances' captured output."""
     front: Front | None = None
     """The process through which clients reach the runtime; None on a node without one."""
+    health: HealthWatch | None = None
+    """Asks what serves how it is; None where only processes are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,8 @@ class Context:
     """By manifest digest: base addresses of the snapshot, then the node's own."""
     intent: str
     """Id of the journalled intent of this action."""
+    created: str
+    """Intent of the instance that an earlier action of this plan created; empty for none."""
     started: str
     """Intent of the instance that an earlier action of this plan started; empty for none."""
 

@@ -37,7 +37,9 @@ def diff(situation: Situation, draft: Draft) -> None:
         draft.hold("front", "BackendUnavailable", f"the front cannot be seen: {reason}")
         return
     before = len(draft.actions)
-    if not any(isinstance(item, Unknown) for item in situation.observed.state.backends.values()):
+    unknown = any(isinstance(item, Unknown) for item in situation.observed.state.backends.values())
+    # Whoever is only being validated takes no clients: theirs wait for what comes back.
+    if not unknown and situation.choice.role != "trial":
         _lead(situation, draft, seen.value)
     # Where nothing has served yet and nothing is about to, nobody needs an address.
     needed = seen.value.state != "none" or len(draft.actions) > before
@@ -136,6 +138,8 @@ def _has_receipt(situation: Situation, target: ServingTarget, instance: Instance
 
 
 def _stays(draft: Draft, instance: Instance) -> bool:
+    if instance in draft.retiring:
+        return False
     return not any(isinstance(item, StopInstance) and item.instance == instance.name for item in draft.actions)
 
 

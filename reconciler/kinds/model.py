@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from reconciler.kinds.base import Kind, waits
-from reconciler.memory import Change, DropCheck, DropHold, Note, PutModel, model_state
+from reconciler.memory import Change, DropCheck, DropHold, Note, PutModel, VoidReceipts, model_state
 from schemas.observation import Absent, ArchivedModel, PartialModel, Present, StoredModel, Unknown
 from schemas.plan import Action, DownloadModel, RestoreModel, SetModelState, VerifyModel
 from schemas.snapshot import FileRef
@@ -244,9 +244,14 @@ def _installed(action: DownloadModel | RestoreModel, context: Context, cause: st
         cause=cause,
         size=action.size,
         now=context.adapters.ports.clock.now(),
+        new_bytes=True,
     )
     note = Note("Normal", reason, f"{action.model} was {cause}", subject=action.model)
-    return (put, DropHold(action.manifest.digest), note)
+    changes: Changes = (put, DropHold(action.manifest.digest), note)
+    if isinstance(action, DownloadModel):
+        # Bytes that come back from cold storage are the ones that were proven; others have proven nothing.
+        return (VoidReceipts(action.manifest.digest, "its bytes were fetched again"), *changes)
+    return changes
 
 
 KIND = Kind("model", (DownloadModel, RestoreModel, VerifyModel, SetModelState), diff, perform)

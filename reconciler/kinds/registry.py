@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.kinds import environment, front, image, model, runtime, storage, validation
+from reconciler.kinds import environment, front, image, model, retirement, runtime, storage, validation
 
 if TYPE_CHECKING:
     from reconciler.kinds.base import Kind
@@ -22,6 +22,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     runtime.KIND,
     validation.KIND,
     front.KIND,
+    retirement.KIND,
 )
 
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.kinds.base import Kind, waits
 from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW, Note
+from reconciler.overlap import why_not_fitting, why_not_permitted
 from reconciler.target import withdrawn
+from runtime import logs
 from runtime.interfaces import SOCKET_NAME, InstanceSpec
 from runtime.starting import start_instance
 from schemas.errors import BackendUnavailable, StartFailed
 from schemas.observation import Present, Unknown
-from schemas.plan import Action, StartInstance, StopInstance
+from schemas.plan import Action, CreateInstance, StartInstance, StopInstance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,9 +87,9 @@ def serving_instance(situation: Situation) -> Instance | None:
 def _is_tainted(situation: Situation, item: Instance, target: ServingTarget) -> bool:
     """Whether the model failed a check after the instance was started: it may have mapped wrong bytes (I2)."""
     record = situation.observed.memory.models.get(target.manifest)
-    if record is None or item.started_at is None or record.state not in ("Failed", "Pending"):
+    if record is None or item.started_at is None or record.doubted_at is None:
         return False
-    return item.started_at < record.since
+    return item.started_at < record.doubted_at
 
 
 def _stop_withdrawn(situation: Situation, draft: Draft, ours: Sequence[Instance]) -> None:
@@ -98,7 +100,7 @@ def _stop_withdrawn(situation: Situation, draft: Draft, ours: Sequence[Instance]
     reason = withdrawn(document, good.target)
     for item in ours:
         if reason and item.spec_digest == good.target.spec_digest:
-            draft.actions.append(_stop(item, f"withdrawn by the network: {reason}", drain=0, needs=()))
+            draft.actions.append(stop(item, f"withdrawn by the network: {reason}", drain=0, needs=()))
 
 
 def _settle_without_target(situation: Situation, draft: Draft, ours: Sequence[Instance]) -> None:
@@ -106,10 +108,13 @@ def _settle_without_target(situation: Situation, draft: Draft, ours: Sequence[In
         draft.explain("runtime", "nothing is assigned to this node: what runs is kept")
         return
     good = situation.observed.memory.last_known_good
+    receipts = {receipt.intent for receipt in situation.observed.memory.receipts}
     for item in ours:
-        proven = good is not None and item.spec_digest == good.target.spec_digest and item.status == "running"
+        good_spec = good is not None and item.spec_digest == good.target.spec_digest
+        # One that has failed its retest is the last known good by name only.
+        proven = good_spec and item.status == "running" and item.intent in receipts
         if not proven and not _is_planned(draft, item):
-            draft.actions.append(_stop(item, "it is not approved, and there is nothing to go back to", 0, ()))
+            draft.actions.append(stop(item, "it is not approved, and there is nothing to go back to", 0, ()))
 
 
 def _settle(
@@ -118,32 +123,93 @@ def _settle(
     surplus = [item for item in ours if item is not keep and not _is_planned(draft, item)]
     dead = [item for item in surplus if not _is_serving(item)]
     alive = [item for item in surplus if _is_serving(item)]
-    clean_up = [_stop(item, _why_dead(item), 0, ()) for item in dead]
+    clean_up = [
+        stop(item, _why_dead(item), 0, ()).model_copy(update={"failed": item.status != "created"}) for item in dead
+    ]
     if keep is not None:
         draft.actions.extend(clean_up)
-        draft.actions.extend(_stop(item, "one runtime per node: another instance serves", 0, ()) for item in alive)
+        _settle_surplus(situation, draft, keep, alive, target)
         draft.explain("runtime", f"{keep.name} runs as wanted")
         return
+    alive, others = _one_of(situation, alive)
+    clean_up += [stop(item, "one runtime per node: another instance serves", 0, ()) for item in others]
     if not _may_start(situation, draft, target, serving=bool(alive)):
         draft.actions.extend(clean_up)
         # What holds a receipt goes on serving until its replacement can come; what does not has no right to run (I2).
         proven = {receipt.intent for receipt in situation.observed.memory.receipts}
         unproven = [item for item in alive if item.intent not in proven]
-        draft.actions.extend(_stop(item, "it has not passed its probe, and is not wanted", 0, ()) for item in unproven)
+        draft.actions.extend(stop(item, "it has not passed its probe, and is not wanted", 0, ()) for item in unproven)
         return
-    drain = target.timeouts.drain
-    stops = [_stop(item, _why_replaced(situation, item, target), drain, tuple(draft.staging)) for item in alive]
     draft.actions.extend(clean_up)
+    against = _why_not_beside(situation, draft, alive, target)
+    beside = bool(alive) and not against
+    before = [*draft.staging, *(action.id for action in clean_up)]
+    stops: list[StopInstance] = []
+    if beside:
+        draft.retiring.extend(alive)
+    elif alive:
+        # Made while the old one serves: what the backend refuses costs no service, and what it takes no time.
+        made = CreateInstance(
+            id=f"create/{target.model}",
+            cause="secured before what serves is stopped",
+            needs=tuple(before),
+            target=target,
+        )
+        draft.actions.append(made)
+        before.append(made.id)
+        needs = (*draft.staging, made.id)
+        drain = target.timeouts.drain
+        stops = [stop(item, _why_replaced(situation, item, target), drain, needs) for item in alive]
     draft.actions.extend(stops)
     draft.actions.append(
         StartInstance(
             id=f"start/{target.model}",
-            cause=_why_started(situation, dead, stops),
-            needs=(*draft.staging, *(stop.id for stop in (*clean_up, *stops))),
+            cause=_why_started(situation, dead, alive),
+            needs=(*before, *(action.id for action in stops)),
             target=target,
-            role="last-known-good" if situation.choice.role == "last-known-good" else "desired",
+            role="desired" if situation.choice.role == "none" else situation.choice.role,
+            strategy="overlap" if beside else "replace" if alive else "first",
+            strategy_reason="snapshot and owner allow two at once, and both fit" if beside else against,
         )
     )
+
+
+def _settle_surplus(
+    situation: Situation, draft: Draft, keep: Instance, alive: Sequence[Instance], target: ServingTarget
+) -> None:
+    """Beside what is wanted others run: after a crash, an overlap is brought to its end; anything else is stopped."""
+    proven = {receipt.intent for receipt in situation.observed.memory.receipts}
+    only_tried = situation.choice.role == "trial"
+    if len(alive) == 1 and not only_tried and not why_not_permitted(situation, alive[0], target):
+        draft.retiring.extend(alive)
+        draft.explain("runtime", f"{alive[0].name} serves on until requests are led to {keep.name}")
+        return
+    for item in alive:
+        # What has served may still be answering; what has not has nobody to answer.
+        drain = target.timeouts.drain if item.intent in proven else 0
+        draft.actions.append(stop(item, "one runtime per node: another instance serves", drain, ()))
+
+
+def _one_of(situation: Situation, alive: Sequence[Instance]) -> tuple[list[Instance], list[Instance]]:
+    """Of several that run, none of them wanted any more: the one that serves, and those that nobody waits for."""
+    seen = situation.observed.state.front
+    led = seen.value.intent if isinstance(seen, Present) else ""
+    proven = {receipt.intent for receipt in situation.observed.memory.receipts}
+    ordered = sorted(alive, key=lambda item: (item.intent != led, item.intent not in proven, item.name))
+    return ordered[:1], ordered[1:]
+
+
+def _why_not_beside(situation: Situation, draft: Draft, alive: Sequence[Instance], target: ServingTarget) -> str:
+    """Why the target is not started beside what serves; empty where it is, or where nothing serves."""
+    if not alive:
+        return ""
+    if situation.choice.role == "trial":
+        return "it is only validated, and what serves comes back"
+    why = why_not_permitted(situation, alive[0], target) or why_not_fitting(situation, draft, target)
+    draft.explain(
+        "runtime", f"replace: {why}" if why else "overlap: started beside what serves, which stops afterwards"
+    )
+    return why
 
 
 def _may_start(situation: Situation, draft: Draft, target: ServingTarget, *, serving: bool) -> bool:
@@ -160,11 +226,22 @@ def _may_start(situation: Situation, draft: Draft, target: ServingTarget, *, ser
     if draft.blocked:
         draft.explain("runtime", "waits for what it needs: what serves goes on")
         return False
-    swaps = serving and situation.choice.role == "desired"
+    good = memory.last_known_good
+    # Coming back to what has served is no change that would have to wait.
+    back = good is not None and good.target.spec_digest == target.spec_digest
+    swaps = serving and situation.choice.role == "desired" and not back
     return not (swaps and waits(situation, draft, "swap", "runtime", "the swap waits for its window"))
 
 
-def _stop(item: Instance, cause: str, drain: int, needs: tuple[str, ...]) -> StopInstance:
+def stop(item: Instance, cause: str, drain: int, needs: tuple[str, ...]) -> StopInstance:
+    """The stop of an instance, after whatever it needs.
+
+    Args:
+        item: the instance.
+        cause: why.
+        drain: seconds that its requests may take to end.
+        needs: ids of the actions that come first.
+    """
     return StopInstance(
         id=f"stop/{item.name}",
         cause=cause,
@@ -198,15 +275,19 @@ def _why_replaced(situation: Situation, item: Instance, target: ServingTarget) -
     if situation.choice.role == "last-known-good":
         held = situation.choice.held[0] if situation.choice.held else None
         return f"goes back to {target.model}" + (f": {held.reason}" if held else "")
+    if situation.choice.role == "trial":
+        return f"makes room for the first validation of {target.model}, and comes back"
     if item.spec_digest == target.spec_digest:
         return "its model failed a check after it was started"
     return f"{target.model} should serve instead"
 
 
-def _why_started(situation: Situation, dead: Sequence[Instance], stops: Sequence[StopInstance]) -> str:
+def _why_started(situation: Situation, dead: Sequence[Instance], alive: Sequence[Instance]) -> str:
     if situation.choice.role == "last-known-good":
         return "the last known good comes back"
-    if stops:
+    if situation.choice.role == "trial":
+        return "it is installed and has never been validated; the policy asks for it"
+    if alive:
         return "the snapshot wants it to serve"
     if dead:
         return f"replaces {dead[0].name}: {_why_dead(dead[0])}"
@@ -217,9 +298,11 @@ def _why_started(situation: Situation, dead: Sequence[Instance], stops: Sequence
 
 
 def perform(action: Action, context: Context) -> Changes:
-    """Start or stop an instance."""
+    """Create, start or stop an instance."""
     if isinstance(action, StopInstance):
         return _perform_stop(action, context)
+    if isinstance(action, CreateInstance):
+        return _perform_create(action, context)
     if isinstance(action, StartInstance):
         return _perform_start(action, context)
     raise TypeError(f"not an action on instances: {action.kind}")
@@ -239,6 +322,11 @@ def _perform_stop(action: StopInstance, context: Context) -> Changes:
     message = f"{action.instance} was stopped: {action.cause}"
     if left:
         message += f"; {left} requests had not been answered within {action.drain} s, and were cut"
+    if action.failed:
+        message = (
+            f"{action.instance} failed: {action.cause}; what it printed is kept (`reconcile logs {action.instance}`)"
+        )
+        return (Note("Warning", "InstanceFailed", message, subject=action.instance),)
     return (Note("Normal", "InstanceStopped", message, subject=action.instance),)
 
 
@@ -253,55 +341,75 @@ def _drain(action: StopInstance, context: Context) -> tuple[int, float]:
     except StartFailed:
         # A route that cannot be written leads to a socket where soon nobody listens, and there requests wait as well.
         led = True
-    if not led or not action.drain:
+    if not action.drain:
+        return 0, 0.0
+    # What is no longer led to may still be answering: requests were led over to its replacement while it did.
+    if not led and not front.drain(action.instance, seconds=0):
         return 0, min(action.drain, END_SECONDS)
     left = front.drain(action.instance, seconds=action.drain)
     return left, max(action.drain - (clock.monotonic() - begun), min(action.drain, END_SECONDS))
+
+
+def _perform_create(action: CreateInstance, context: Context) -> Changes:
+    backend = context.adapters.backends[action.target.backend]
+    spec = _prepare(action.target, context, context.intent)
+    backend.create(spec)
+    message = f"{spec.name} was created for {action.target.model}, to be started when nothing else serves"
+    return (Note("Normal", "InstanceCreated", message, subject=spec.name),)
 
 
 def _perform_start(action: StartInstance, context: Context) -> Changes:
     target, adapters = action.target, context.adapters
     backend = adapters.backends[target.backend]
     engine = adapters.engines[target.engine]
+    spec = _prepare(target, context, context.created or context.intent)
+    connection = adapters.connect(backend, spec.name, spec.socket_folder / SOCKET_NAME)
+    start_instance(backend, engine, spec, connection, clock=adapters.ports.clock, stop=adapters.ports.stop)
+    message = f"{spec.name} runs {target.model} on {target.engine} {target.version} ({target.backend})"
+    return (Note("Normal", "InstanceStarted", message, subject=spec.name),)
+
+
+def _prepare(target: ServingTarget, context: Context, intent: str) -> InstanceSpec:
+    """The instance of an intent, with its folders."""
+    adapters = context.adapters
+    backend = adapters.backends[target.backend]
     model = adapters.documents.model(target.manifest)
-    name = instance_name(context.node.network, context.intent)
+    name = instance_name(context.node.network, intent)
     socket_folder = adapters.run_folder / name
     model_folder = adapters.store.folder(target.manifest)
     view = backend.view(model_folder=model_folder, socket_folder=socket_folder)
     if target.lock is not None and target.environment is not None:
         view = replace(view, python=str(adapters.environments.python(target.environment)))
-    _sweep(adapters, context.node.network)
-    adapters.ports.files.make_folder(socket_folder, mode=0o711)
-    adapters.ports.files.make_folder(adapters.log_folder / name, mode=0o700)
-    spec = InstanceSpec(
+    if not context.created:
+        _sweep(adapters, context.node.network)
+        adapters.ports.files.make_folder(socket_folder, mode=0o711)
+        adapters.ports.files.make_folder(adapters.log_folder / name, mode=0o700)
+    return InstanceSpec(
         name=name,
-        intent=context.intent,
+        intent=intent,
         network=context.node.network,
         node_id=context.node_id,
         target=target,
-        launch=engine.launch(target, model.manifest, view),
+        launch=adapters.engines[target.engine].launch(target, model.manifest, view),
         model_folder=model_folder,
         socket_folder=socket_folder,
         log_folder=adapters.log_folder / name,
         log_limit=context.node.log_limit,
         gpus=tuple(gpu.uuid for gpu in context.hardware.gpus[: target.resources.gpus]),
     )
-    connection = adapters.connect(backend, name, socket_folder / SOCKET_NAME)
-    start_instance(backend, engine, spec, connection, clock=adapters.ports.clock, stop=adapters.ports.stop)
-    message = f"{name} runs {target.model} on {target.engine} {target.version} ({target.backend})"
-    return (Note("Normal", "InstanceStarted", message, subject=name),)
 
 
 def _sweep(adapters: Adapters, network: str) -> None:
-    """Remove socket folders of instances that an agent died before creating, or before forgetting (I7)."""
+    """Remove what is left of instances that are gone: socket folders (I7), and the oldest logs."""
     try:
         known = {instance.name for backend in adapters.backends.values() for instance in backend.list()}
     except BackendUnavailable:
         return  # whose they are cannot be told now (I3)
+    logs.prune(adapters.log_folder, known, adapters.ports.files)
     for folder in adapters.run_folder.glob(instance_name(network, "*")):
         # A mounted one is the backend's to release first.
         if folder.name not in known and not folder.is_mount():
             adapters.ports.files.remove(folder)
 
 
-KIND = Kind("runtime", (StopInstance, StartInstance), diff, perform)
+KIND = Kind("runtime", (StopInstance, CreateInstance, StartInstance), diff, perform)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from reconciler.kinds.base import Kind
 from reconciler.kinds.runtime import instance_name, serving_instance
 from reconciler.memory import CommitGood, DropHold, IssueReceipt, Note, model_state
+from reconciler.proof import retest
+from reconciler.target import good_for
+from reconciler.trial import candidates
 from runtime.interfaces import SOCKET_NAME
 from runtime.validation.platform import platform_of
 from runtime.validation.run import validate
 from schemas.errors import ValidationFailed, ValidationInconclusive
 from schemas.observation import LastKnownGood
 from schemas.plan import Action, StartInstance, ValidateModel
+from schemas.receipt import ReceiptSubject
 
 if TYPE_CHECKING:
     from reconciler.kinds.base import Changes, Context, Draft, Situation
-    from schemas.observation import Instance
+    from reconciler.proof import Retest
+    from schemas.observation import Instance, Receipt
     from schemas.target import ServingTarget
 
 
@@ -40,22 +44,23 @@ def diff(situation: Situation, draft: Draft) -> None:
     due = _due(situation, target, serving)
     if due:
         _add(situation, draft, target, due, ())
-    else:
-        draft.explain("validation", "the serving instance holds a receipt for exactly this subject")
+        return
+    if waits_for_quiet(situation):
+        draft.explain("validation", "the retest waits for a quiet moment, until it is overdue")
+    draft.explain("validation", "the serving instance holds a receipt for exactly this subject")
 
 
 def _add(situation: Situation, draft: Draft, target: ServingTarget, cause: str, needs: tuple[str, ...]) -> None:
-    back = situation.choice.role == "last-known-good"
-    good = situation.observed.memory.last_known_good
-    snapshot = good.snapshot if back and good is not None else situation.desired.digest
+    role = situation.choice.role
+    good = good_for(situation.observed.memory, target) if role == "last-known-good" else None
     draft.actions.append(
         ValidateModel(
             id=f"validate/{target.model}",
             cause=cause,
             needs=needs,
             target=target,
-            role="last-known-good" if back else "desired",
-            snapshot=snapshot,
+            role="desired" if role == "none" else role,
+            snapshot=good.snapshot if good is not None else situation.desired.digest,
             tasks=_tasks(situation, target),
             inconclusive=_inconclusive(situation),
         )
@@ -80,19 +85,46 @@ def _is_leaving(draft: Draft, instance: Instance) -> bool:
 
 def _due(situation: Situation, target: ServingTarget, instance: Instance) -> str:
     """Why the serving instance has to be validated now; empty when it has not."""
+    receipt = _newest(situation, target, instance)
+    if receipt is None:
+        return "the serving instance has no receipt for this subject"
+    doubt = situation.observed.memory.retests.get(target.manifest)
+    if doubt:
+        return f"its answers are in doubt: {doubt}"
+    when = _retest(situation, target, receipt)
+    if when is None or situation.now < when.earliest:
+        return ""
+    if situation.now >= when.latest:
+        return "the periodic retest is due"
+    return "the periodic retest is near, and nothing else is asked now" if situation.observed.state.quiet else ""
+
+
+def waits_for_quiet(situation: Situation) -> bool:
+    """Whether it matters to the next decision that what serves has nothing to do: so that nobody asks it in vain."""
+    target = situation.choice.target
+    serving = serving_instance(situation)
+    if target is None or serving is None:
+        return False
+    receipt = _newest(situation, target, serving)
+    when = _retest(situation, target, receipt) if receipt is not None else None
+    near = when is not None and when.earliest <= situation.now < when.latest
+    return near or bool(candidates(situation.choice, situation.desired, situation.observed, situation.now))
+
+
+def _newest(situation: Situation, target: ServingTarget, instance: Instance) -> Receipt | None:
     subject = target.subject(situation.observed.state.hardware.accelerator)
     receipts = [
         receipt
         for receipt in situation.observed.memory.receipts
         if receipt.subject == subject and receipt.intent == instance.intent
     ]
-    if not receipts:
-        return "the serving instance has no receipt for this subject"
-    newest = max(receipt.issued_at for receipt in receipts)
+    return max(receipts, key=lambda receipt: receipt.number, default=None)
+
+
+def _retest(situation: Situation, target: ServingTarget, receipt: Receipt) -> Retest | None:
+    """When it is tested again; None for what the snapshot does not list any more."""
     spec = next((spec for spec in situation.choice.serve if spec.manifest.digest == target.manifest), None)
-    if spec is not None and newest + timedelta(seconds=spec.validation.every) <= situation.now:
-        return "the periodic retest is due"
-    return ""
+    return retest(receipt, spec.validation.every, situation.observed.node_id) if spec is not None else None
 
 
 def perform(action: Action, context: Context) -> Changes:
@@ -124,7 +156,7 @@ def perform(action: Action, context: Context) -> Changes:
     if verdict.outcome == "inconclusive" and action.inconclusive == "retry":
         raise ValidationInconclusive(f"{target.model}: {verdict.message}")
     if verdict.outcome != "pass":
-        raise ValidationFailed(f"{target.model}: {verdict.message}")
+        raise ValidationFailed(f"{target.model}: {verdict.message}", evidence=verdict.evidence)
     now = adapters.ports.clock.now()
     put = model_state(
         context.memory,
@@ -135,13 +167,16 @@ def perform(action: Action, context: Context) -> Changes:
         size=0,
         now=now,
     )
-    return (
-        IssueReceipt(target.subject(context.hardware.accelerator), target.manifest, intent, verdict.evidence),
+    subject = ReceiptSubject.of(target, context.hardware)
+    changes: Changes = (
+        IssueReceipt(subject, intent, verdict.evidence, verdict.message, strength=verdict.strength),
         put,
-        CommitGood(LastKnownGood(target, action.snapshot, now)),
         DropHold(target.spec_digest),
         Note("Normal", "ModelValidated", f"{target.model} {verdict.message}", subject=target.model),
     )
+    if action.role == "trial":
+        return changes  # what has only been tried is not what this node goes back to
+    return (*changes, CommitGood(LastKnownGood(target, action.snapshot, now)))
 
 
 def _running_intent(action: ValidateModel, context: Context) -> str:

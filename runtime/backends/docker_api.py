@@ -7,7 +7,7 @@ carry labels of its own; whose it is, the journal says.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +18,7 @@ import docker.types
 import requests.exceptions
 
 from runtime.backends import socket_folder
+from runtime.backends.stamped_lines import Place
 from runtime.interfaces import EngineView
 from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
 from schemas.observation import Absent, Instance, Present, Unknown
@@ -37,6 +38,9 @@ SOCKET_FOLDER: Final = "/run/reconcile"
 
 API_SECONDS: Final = 30
 """Bound of one call to the engine's API. A list takes milliseconds; stopping has its own bound on top."""
+
+LOOK_SECONDS: Final = 0.5
+"""Between two questions for what a container has printed since; one costs some milliseconds."""
 
 LOAD_SECONDS: Final = 3600
 """Bound of loading images from a file, where an engine says nothing before it has unpacked them all."""
@@ -106,6 +110,8 @@ class ContainerEngine:
         self._ports = ports
         self._loaded = loaded
         self._local = threading.local()
+        self._ids: dict[str, str] = {}
+        """By name: the id of a container with this node's marks, as it was last seen. Ids are never used again."""
 
     # --- looking --------------------------------------------------------------------------------------------------
 
@@ -125,17 +131,18 @@ class ContainerEngine:
 
     def is_peer(self, name: str, pid: int) -> bool:
         """Whether a process lives in the container's control group."""
+        known = self._ids.get(name)
+        if known is not None and _lives_in(pid, known):
+            # Its group is named after the container: whoever lives there needs no asking.
+            return True
         with self._translated():
             detail = self._detail(name)
         if detail is None or not detail["State"].get("Running"):
             return False
         if pid == int(detail["State"].get("Pid") or 0):
             return True
-        try:
-            with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - a kernel file
-                return str(detail["Id"]) in file.read(2**16)
-        except OSError:
-            return False
+        self._ids[name] = str(detail["Id"])
+        return _lives_in(pid, self._ids[name])
 
     def output(self, name: str, *, limit: int) -> str:
         """The end of what the container printed."""
@@ -145,6 +152,28 @@ class ContainerEngine:
         except (BackendUnavailable, StartFailed):
             return ""
         return bytes(tail)[-limit:].decode(errors="replace")
+
+    def printed(self, name: str, *, lines: int, follow: bool, stop: Stop) -> Iterator[bytes]:
+        """What the engine's own capped log has of it.
+
+        Asked again and again, by time: followed across a rotation of its log, Docker (28) repeats lines and Podman
+        loses some. What Podman prints between a look and a rotation is lost anyway: it keeps one file.
+        """
+        place, tail = Place(), str(lines)
+        while True:
+            asked = {"since": place.second} if place.second else {"tail": tail}
+            text = b""
+            with self._translated():
+                detail = self._detail(name)
+            if detail is None:
+                return
+            # Podman refuses to read a log that it is rotating: the next look finds what there is then.
+            with suppress(StartFailed) if follow else nullcontext(), self._translated():
+                text = bytes(self._api.logs(name, stdout=True, stderr=True, timestamps=True, **asked))
+            yield from place.news(text)
+            tail = "all"
+            if not follow or not detail["State"].get("Running") or stop.wait(LOOK_SECONDS):
+                return
 
     def view(self, *, model_folder: Path, socket_folder: Path) -> EngineView:  # noqa: ARG002 - fixed inside
         """Paths inside the container."""
@@ -235,7 +264,8 @@ class ContainerEngine:
             config = self._api.create_container_config(
                 # By its reference where the engine knows that, which is what people then see in its lists.
                 image=spec.target.image if spec.target.image in (image.get("RepoDigests") or ()) else image["Id"],
-                command=list(spec.launch.argv),
+                command=list(spec.launch.argv[1:] if spec.launch.program else spec.launch.argv),
+                entrypoint=list(spec.launch.argv[:1]) if spec.launch.program else None,
                 environment={**spec.launch.env, "NVIDIA_VISIBLE_DEVICES": ",".join(spec.gpus) or "void"},
                 user=RUN_AS,
                 labels=self._labels(spec),
@@ -266,6 +296,7 @@ class ContainerEngine:
             self._keep_output(name, detail)
             with suppress(docker.errors.NotFound):
                 self._api.remove_container(name, v=True, force=True)
+            self._ids.pop(name, None)
             socket_folder.release(Path(detail["Config"]["Labels"][f"{LABEL}socket-folder"]), self._ports.processes)
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -423,10 +454,19 @@ class ContainerEngine:
             return
         kept = bytearray()
         bound = min(int(limit) if limit.isdigit() else OUTPUT_LIMIT, 64 * OUTPUT_LIMIT)
-        for part in self._api.logs(name, stdout=True, stderr=True, stream=True):
+        for part in self._api.logs(name, stdout=True, stderr=True, stream=True, follow=False):
             kept += part
             del kept[:-bound]
         self._ports.files.write(Path(folder) / "output.log", bytes(kept), mode=0o600)
+
+
+def _lives_in(pid: int, container: str) -> bool:
+    """Whether a process is in the control group of a container, by its id."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - a kernel file
+            return container in file.read(2**16)
+    except OSError:
+        return False
 
 
 def _health(text: str) -> Health:

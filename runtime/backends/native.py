@@ -18,14 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from runtime import logs
 from runtime.backends import native_processes as processes
+from runtime.backends.native_confinement import unmount
+from runtime.backends.native_group import Group
+from runtime.backends.native_permissions import SHIM, Permissions, boot_id, read
 from runtime.interfaces import SOCKET_NAME, EngineView
 from schemas.digests import digest_text
 from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
 from schemas.observation import Absent, Instance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from runtime.interfaces import InstanceSpec, Progress
     from schemas.observation import Observation
@@ -33,19 +37,14 @@ if TYPE_CHECKING:
     from schemas.snapshot import Mode, Unenforced
     from schemas.target import BackendName
 
-SHIM: Final = Path(__file__).with_name("native_shim.py")
 
 START_SECONDS: Final = 30.0
 """From launching a supervisor to its report: 50 ms on a quiet machine."""
 KILL_SECONDS: Final = 10.0
 """From SIGKILL to the end; longer only for a process that hangs in a driver."""
-PROBE_SECONDS: Final = 10.0
 
-ALWAYS_UNENFORCED: Final = ("filesystem", "memory", "pids", "user")
-"""What a plain process is not kept from: the agent's user's files, the host's memory and process table."""
-
-SPEC_LIMIT: Final = 2**20
-"""Bytes of a file in an instance's folder."""
+TMP_SHARE: Final = 4
+"""What part of its memory limit an engine may fill its private /tmp with; what lies there counts as its memory."""
 
 
 class NativeBackend:
@@ -64,12 +63,11 @@ class NativeBackend:
             ports: durable writes and short subprocesses.
         """
         self._folder = run_folder / "instances"
-        self._remembered = run_folder / "namespaces"
         self._marks = {"network": network, "node": node_id}
         self._owner = digest_text(f"native/1|{network}|{node_id}")
         self._ports = ports
         self._changing = threading.Lock()
-        self._permitted: str | None = None
+        self._permissions = Permissions(run_folder / "namespaces", ports)
 
     # --- looking --------------------------------------------------------------------------------------------------
 
@@ -95,8 +93,8 @@ class NativeBackend:
         return EngineView(str(model_folder), SOCKET_NAME)
 
     def not_enforced(self) -> tuple[Unenforced, ...]:
-        """What this host cannot keep a process from."""
-        return tuple(sorted((*ALWAYS_UNENFORCED, *(("network",) if self._namespaces() == "none" else ()))))
+        """What this host cannot keep a process from, as it was found by trying."""
+        return self._permissions.not_enforced()
 
     def is_peer(self, name: str, pid: int) -> bool:
         """Whether a process came from the instance's supervisor."""
@@ -120,6 +118,21 @@ class NativeBackend:
             return ""
         return tail.decode(errors="replace")
 
+    def printed(self, name: str, *, lines: int, follow: bool, stop: Stop) -> Iterator[bytes]:
+        """The files that the supervisor writes."""
+        try:
+            spec = self._spec(name)
+        except (OSError, ValueError, KeyError) as error:
+            raise BackendUnavailable(f"{name} cannot be seen: {error}") from error
+        if spec is None:
+            return
+        folder = Path(spec["logFolder"])
+        if follow:
+            runs = iter(lambda: self._is_supervised(name), None)
+            yield from logs.follow(folder, lines=lines, stop=stop, goes_on=runs)
+        else:
+            yield from logs.read(folder, lines=lines)
+
     def image(self, ref: str) -> Observation[str]:  # noqa: ARG002 - there are none
         """Host processes need no image."""
         return Absent()
@@ -138,7 +151,7 @@ class NativeBackend:
                 if known is None:
                     self._sweep()
                     self._write(spec)
-                    self._remember_namespaces()
+                    self._permissions.remember()
                 elif (known["intent"], known["specDigest"]) != (spec.intent, spec.target.spec_digest):
                     raise StartFailed(f"another instance is called {spec.name}")
             except (OSError, ValueError, KeyError) as error:
@@ -177,6 +190,7 @@ class NativeBackend:
         self.stop(name, grace=0)
         with self._changing:
             try:
+                self._release(name)
                 self._ports.files.remove(self._folder / name)
             except OSError as error:
                 raise BackendUnavailable(f"{name} cannot be removed: {error}") from error
@@ -191,13 +205,13 @@ class NativeBackend:
 
     def _spec(self, name: str) -> dict[str, Any] | None:
         """An instance's spec, None if there is none or another node's."""
-        spec = _read(self._folder / name / "spec.json")
+        spec = read(self._folder / name / "spec.json")
         return spec if spec is not None and spec["marks"] == self._marks else None
 
     def _is_foreign(self, name: str) -> bool:
         """Whether the folder is another node's. A damaged one is ours to clear away: nobody else writes here."""
         try:
-            spec = _read(self._folder / name / "spec.json")
+            spec = read(self._folder / name / "spec.json")
         except (OSError, ValueError):
             return False
         return spec is not None and spec.get("marks") != self._marks
@@ -213,7 +227,7 @@ class NativeBackend:
         spec = self._spec(name)
         # Asked in this order: an instance that ends meanwhile is seen with its end, never as one that did not start.
         shim = processes.lock_holder(folder / "lock") if spec is not None else 0
-        state, end = _read(folder / "state.json"), _read(folder / "exit.json")
+        state, end = read(folder / "state.json"), read(folder / "exit.json")
         left = self._left(name, state) if marked and not shim else []
         if spec is None:
             # Its folder is gone and it runs on: it must be seen, or a second would be started beside it (I3).
@@ -230,6 +244,9 @@ class NativeBackend:
             return replace(base, status="exited", exit_code=_code(end), detail=_words(end))
         return replace(base, status="exited", detail=self._lost(state)) if state is not None else base
 
+    def _is_supervised(self, name: str) -> bool:
+        return processes.lock_holder(self._folder / name / "lock") != 0
+
     def _orphan(self, pid: int) -> Instance | None:
         found = next((process for process in processes.marked(self._owner) if process.pid == pid), None)
         if found is None:
@@ -241,33 +258,12 @@ class NativeBackend:
     def _left(self, name: str, state: dict[str, Any] | None) -> Sequence[int]:
         """Processes of an instance, its supervisor included: by their marks, and by the session of its engine."""
         found = {process.pid for process in processes.marked(self._owner) if process.instance == name}
-        if state is not None and state["boot"] == _boot_id():
+        if state is not None and state["boot"] == boot_id():
             found.update(processes.session_members(state["engine"], state["engineTicks"]))
         return sorted(found)
 
     def _lost(self, state: dict[str, Any]) -> str:
-        return "killed with its supervisor" if state["boot"] == _boot_id() else "the machine was restarted"
-
-    def _namespaces(self) -> str:
-        """How this host lets a process leave its network: asked by doing it, once, and again after a restart."""
-        if self._permitted is None:
-            boot, _, known = self._remembered.read_text().partition(" ") if self._remembered.exists() else ("", "", "")
-            self._permitted = known if boot == _boot_id() and known in ("plain", "user", "none") else None
-        if self._permitted is None:
-            try:
-                done = self._ports.processes.run(
-                    (sys.executable, "-I", "-S", str(SHIM), "--probe"), timeout=PROBE_SECONDS, env={}
-                )
-                self._permitted = str(json.loads(done.stdout)["namespaces"])
-            except (OSError, TimeoutError, OverflowError, ValueError, KeyError):
-                self._permitted = "none"
-        return self._permitted
-
-    def _remember_namespaces(self) -> None:
-        """Spare the next process the question, which takes 40 ms. Only where something is created anyway (I9)."""
-        text = f"{_boot_id()} {self._namespaces()}"
-        if not self._remembered.exists() or self._remembered.read_text() != text:
-            self._ports.files.write(self._remembered, text.encode())
+        return "killed with its supervisor" if state["boot"] == boot_id() else "the machine was restarted"
 
     # --- inside: life ---------------------------------------------------------------------------------------------
 
@@ -285,6 +281,10 @@ class NativeBackend:
             processes.SPEC: spec.target.spec_digest,
         }
         folder = self._folder / spec.name
+        permitted, resources = self._permissions.found(), spec.target.resources
+        if permitted["user"] and (closed := _closed(spec.model_folder)):
+            raise StartFailed(f"{closed} can be read by its owner only, and engines run as another user (chmod o+rX)")
+        private = "/tmp" if permitted["root"] else str(folder / "tmp")  # noqa: S108 - the engine's own
         value = {
             "marks": self._marks,
             "intent": spec.intent,
@@ -295,19 +295,43 @@ class NativeBackend:
                 **marks,
                 **spec.launch.env,
                 "CUDA_VISIBLE_DEVICES": ",".join(spec.gpus),
-                "TMPDIR": str(folder / "tmp"),
+                "TMPDIR": private,
                 # Nothing of the agent's user is read or left behind: caches and settings go with the instance.
-                "HOME": str(folder / "tmp"),
+                "HOME": private,
             },
             "folder": str(spec.socket_folder),
-            "cpus": spec.target.resources.cpus or 0,
-            "namespaces": self._namespaces(),
+            "cpus": resources.cpus or 0,
+            "memory": resources.memory,
+            "pids": resources.pids,
+            "shm": resources.shm,
+            "tmp": resources.memory // TMP_SHARE,
+            "gpus": bool(spec.gpus),
+            "group": digest_text(f"{self._owner}|{spec.name}").rpartition(":")[2][:32],
+            "user": processes.engine_user(self._owner, spec.name) if permitted["user"] else 0,
+            "root": str(folder / "root") if permitted["root"] else "",
+            "read": sorted(_named(spec)),
+            "namespaces": permitted["namespaces"],
+            "refused": permitted["refused"],
+            "capped": permitted["capped"],
             "logFolder": str(spec.log_folder),
             "logLimit": spec.log_limit,
         }
         self._ports.files.make_folder(folder, mode=0o700)
-        self._ports.files.make_folder(folder / "tmp", mode=0o700)
+        for name in ("tmp", "root"):
+            self._ports.files.make_folder(folder / name, mode=0o700)
         self._ports.files.write(folder / "spec.json", json.dumps(value).encode(), mode=0o600)
+
+    def _release(self, name: str) -> None:
+        """Give back what a supervisor that was killed could not."""
+        try:
+            spec = self._spec(name) or {}
+        except (OSError, ValueError, KeyError):
+            spec = {}
+        if spec.get("group"):
+            Group(spec["group"]).remove()
+        for folder in (spec.get("folder", ""), str(self._folder.parent / name)):
+            if folder and os.path.ismount(folder):
+                unmount(folder)
 
     def _launch(self, name: str, spec: dict[str, Any]) -> str:
         """Start the supervisor detached; what it reports."""
@@ -347,7 +371,7 @@ class NativeBackend:
 
     def _kill_left(self, name: str) -> None:
         """Kill what no supervisor looks after any more, until nothing is left."""
-        state = _read(self._folder / name / "state.json")
+        state = read(self._folder / name / "state.json")
         clock = self._ports.clock
         deadline = clock.monotonic() + KILL_SECONDS
         while left := self._left(name, state):
@@ -366,20 +390,21 @@ class NativeBackend:
 # --- small parts --------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON file of an instance's folder, None if it is not there.
+def _named(spec: InstanceSpec) -> set[str]:
+    """What an engine must find of the host beyond the system: its interpreter, its model, what its words name."""
+    program = Path(spec.launch.argv[0])
+    # Of an interpreter in an environment, the environment; and that of the interpreter behind the links.
+    homes = {str(path.parent.parent) for path in (program, program.resolve()) if path.parent.name == "bin"}
+    words = {word for text in (*spec.launch.argv, *spec.launch.env.values()) for word in text.split(":")}
+    found = {word for word in words if word.startswith("/") and os.path.exists(word)}  # noqa: PTH110 - any text
+    return {*found, *homes, sys.prefix, sys.base_prefix, str(spec.model_folder)} - {"/", "/tmp"}  # noqa: S108
 
-    Raises:
-        ValueError: not JSON, or not an object.
-    """
-    try:
-        with path.open("rb") as file:
-            value = json.loads(file.read(SPEC_LIMIT))
-    except FileNotFoundError:
-        return None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not what was written there")  # noqa: TRY004 - a damaged file, not a wrong argument
-    return value
+
+def _closed(folder: Path) -> Path | None:
+    """What of a model's folder other users cannot read; a store's folders are open, those of people may not be."""
+    if folder.stat().st_mode & 0o005 != 0o005:  # noqa: PLR2004 - to list it, and to pass
+        return folder
+    return next((path for path in sorted(folder.iterdir()) if not path.stat().st_mode & 0o004), None)
 
 
 def _tail(path: Path, limit: int) -> bytes:
@@ -400,7 +425,3 @@ def _words(end: dict[str, Any]) -> str:
     if end["code"] is not None:
         return f"exit code {end['code']}"
     return f"signal {end['signal']}" + (", perhaps out of memory" if end["outOfMemory"] else "")
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

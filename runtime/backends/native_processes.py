@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from runtime.backends.native_confinement import ENGINE_IDS
+from schemas.digests import digest_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -51,7 +54,7 @@ class Marked:
 
 
 def marked(owner: str) -> list[Marked]:
-    """Every process of this user that carries an owner's marks, by pid. Costs about 5 us per process of the host."""
+    """Every process of this node that carries an owner's marks, by pid. Costs about 5 us per process of the host."""
     found = []
     for name in os.listdir("/proc"):  # noqa: PTH208 - a hundred thousand names at worst, often
         if name.isdigit():
@@ -61,15 +64,18 @@ def marked(owner: str) -> list[Marked]:
     return sorted(found, key=lambda process: process.pid)
 
 
+def engine_user(owner: str, instance: str) -> int:
+    """The user and group id that an instance's engine has where it is given one of its own: nobody else's."""
+    return ENGINE_IDS + int(digest_text(f"{owner}|{instance}")[-6:], 16)
+
+
 def _marks(pid: int, owner: str) -> Marked | None:
     try:
         descriptor = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        # Another user's process that pretends to be ours is none of ours.
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            return None
+        user = os.fstat(descriptor).st_uid
         content = os.read(descriptor, _ENVIRONMENT)
     except OSError:
         return None
@@ -82,6 +88,9 @@ def _marks(pid: int, owner: str) -> Marked | None:
     instance = values.get(INSTANCE, "")
     # The name becomes a path: what a process says of itself must not lead anywhere else.
     if values.get(OWNER) != owner or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", instance):
+        return None
+    # Another user's process that pretends to be ours is none of ours.
+    if user not in (os.geteuid(), engine_user(owner, instance)):
         return None
     return Marked(pid, instance, values.get(INTENT, ""), values.get(SPEC, ""))
 

@@ -1,155 +1,74 @@
 """Stands over one native engine, so that an agent's death neither ends it nor loses its output or its exit code.
 
-Standalone on purpose (standard library only, started as `python -I -S native_shim.py SPEC STATUS-FD`): it costs little
-and depends on nothing that an agent's upgrade replaces. It detaches, holds a lock on the instance's folder while it
-lives, locks the engine in, writes what the engine prints into size-capped files, and says in `exit.json` how the engine
-ended, once no process of it is left. When it dies itself, the kernel kills the engine.
+Standalone on purpose (standard library and its two neighbours only, started as `python -I -S native_shim.py SPEC
+STATUS-FD`): it costs little and depends on nothing that an agent's upgrade replaces. It detaches, holds a lock on the
+instance's folder while it lives, locks the engine in, writes what the engine prints into size-capped files, and says in
+`exit.json` how the engine ended, once no process of it is left. When it dies itself, the kernel kills the engine.
 
 Signals: SIGTERM and SIGINT are passed on to the engine's process group; SIGUSR1 kills all that belongs to it.
 
 Files in the instance's folder: `spec.json` (read), `lock`, `state.json` (written when the engine runs), `exit.json`.
-`native_shim.py --probe` prints as JSON which namespaces this host permits.
+`native_shim.py --probe FOLDER` prints as JSON how far this host lets an engine be locked in.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
 import resource
 import select
 import signal
-import struct
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+if not __package__:
+    # Started as a program, by its path. Behind the standard library: nothing there can stand in for a part of it.
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from runtime.backends.native_confinement import (
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    SOCKET_FOLDER,
+    drop_privileges,
+    enter_root,
+    mount,
+    prctl,
+    probe,
+    unmount,
+    unshare,
+)
+from runtime.backends.native_group import Group
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-CLONE_NEWNET: Final = 0x40000000
-CLONE_NEWUSER: Final = 0x10000000
-CLONE_NEWIPC: Final = 0x08000000
-"""Flags of unshare(2), from linux/sched.h; `os.unshare` exists from Python 3.12 only."""
-
-SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-"""From linux/sockios.h and linux/if.h."""
-
 PR_SET_PDEATHSIG: Final = 1
-PR_CAPBSET_DROP: Final = 24
 PR_SET_CHILD_SUBREAPER: Final = 36
-PR_SET_NO_NEW_PRIVS: Final = 38
-PR_CAP_AMBIENT: Final = 47
-PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 """Options of prctl(2), from linux/prctl.h."""
-
-CAPABILITY_VERSION_3: Final = 0x20080522
-"""Header of capset(2) for 64 capabilities, from linux/capability.h."""
-CAPABILITIES: Final = 64
 
 CHUNK: Final = 2**16
 LOG_FILES: Final = 2
 """The file that grows and the one before it; together they keep at most the limit."""
+CONTROLLERS: Final = 3
+"""Of control groups: cpu, memory, pids."""
 MOST_FILES: Final = 65536
 """Open files of an engine: an mmap per shard and a socket per request are far below."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-
-
-def prctl(option: int, argument: int = 0) -> None:
-    """Set an attribute of this process, as its manual says.
-
-    Raises:
-        OSError: refused.
-    """
-    unsigned = [ctypes.c_ulong(value) for value in (argument, 0, 0, 0)]
-    _check(_libc.prctl(ctypes.c_int(option), *unsigned), f"prctl {option}")
-
-
-def unshare(namespaces: str) -> None:
-    """Leave the host's network and its System V memory; `user` first takes a user namespace, which needs no root.
-
-    Args:
-        namespaces: `none`, `plain` or `user`.
-
-    Raises:
-        OSError: this host does not permit it.
-    """
-    if namespaces == "none":
-        return
-    uid, gid = os.geteuid(), os.getegid()
-    flags = CLONE_NEWNET | CLONE_NEWIPC | (CLONE_NEWUSER if namespaces == "user" else 0)
-    _check(_libc.unshare(flags), "unshare")
-    if namespaces == "user":
-        # user_namespaces(7): a process without privileges may map its own ids only, and gives setgroups up first.
-        for name, line in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            Path("/proc/self", name).write_text(line, encoding="ascii")
-    _raise_loopback()
-
-
-def _raise_loopback() -> None:
-    """Bring up the new network's own loopback, as containers have it: engines of several processes talk over it.
-
-    It is this namespace's alone, and leads nowhere else (network_namespaces(7), netdevice(7)).
-    """
-    import socket  # noqa: PLC0415 - 2 ms, once per start
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        flags = fcntl.ioctl(asked, SIOCGIFFLAGS, struct.pack("16sh14x", b"lo", 0))
-        up = struct.unpack_from("16sh", flags)[1] | IFF_UP
-        fcntl.ioctl(asked, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", up))
-
-
-def drop_privileges() -> None:
-    """Give up every capability, and every way to gain one by executing something (capabilities(7)).
-
-    Raises:
-        OSError: refused.
-    """
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-    for capability in range(CAPABILITIES):
-        # Refused where this kernel does not know it, or where nothing is held and so nothing need be dropped.
-        with suppress(OSError):
-            prctl(PR_CAPBSET_DROP, capability)
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    _check(_libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
-
-
-def probe() -> str:
-    """The first way to a network namespace of one's own that this host permits: `plain`, `user` or `none`."""
-    for namespaces in ("plain", "user"):
-        child = os.fork()
-        if child == 0:
-            try:
-                unshare(namespaces)
-                drop_privileges()
-            except BaseException:  # noqa: BLE001 - a forked child must not return
-                os._exit(1)
-            os._exit(0)
-        if os.waitpid(child, 0)[1] == 0:
-            return namespaces
-    return "none"
-
 
 # --- the engine's process -----------------------------------------------------------------------------------------
 
 
-def start_engine(spec: dict[str, Any], output: int) -> int:
+def start_engine(spec: dict[str, Any], output: int, group: Group) -> int:
     """Start the engine locked in.
 
     Args:
         spec: the instance.
         output: descriptor for what it prints.
+        group: its control group.
 
     Returns:
         Its process id, which is the id of its session and process group too.
@@ -162,7 +81,7 @@ def start_engine(spec: dict[str, Any], output: int) -> int:
     child = os.fork()
     if child == 0:
         try:
-            _become_engine(spec, output, write, shim)
+            _become_engine(spec, output, write, shim, group)
         except BaseException as error:  # noqa: BLE001 - a forked child must not return
             os.write(write, f"{type(error).__name__}: {error}".encode()[:4096])
         os._exit(127)
@@ -175,18 +94,31 @@ def start_engine(spec: dict[str, Any], output: int) -> int:
     return child
 
 
-def _become_engine(spec: dict[str, Any], output: int, errors: int, shim: int) -> NoReturn:
+def _become_engine(spec: dict[str, Any], output: int, errors: int, shim: int, group: Group) -> NoReturn:
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
-    unshare(spec["namespaces"])
+    group.join(spec["refused"])
+    unshare(spec["namespaces"], mounts=bool(spec["root"]))
+    if spec["root"]:
+        enter_root(
+            spec["root"],
+            read=spec["read"],
+            write=(spec["folder"],),
+            gpus=spec["gpus"],
+            shm=spec["shm"],
+            tmp=spec["tmp"],
+        )
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = MOST_FILES if files == resource.RLIM_INFINITY else min(files, MOST_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     if spec["cpus"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: spec["cpus"]])
-    drop_privileges()
+    if spec["user"] or spec["namespaces"] == "user":
+        # Counted per user, and in a user namespace per that (Linux 5.14): of root's own it would not hold.
+        resource.setrlimit(resource.RLIMIT_NPROC, (spec["pids"], spec["pids"]))
+    drop_privileges(spec["user"])
     # After the last change of credentials, which would clear it (PR_SET_PDEATHSIG in prctl(2)).
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != shim:
@@ -376,8 +308,17 @@ def supervise(path: Path, report: Callable[[str], None]) -> int:
     for name in ("state.json", "exit.json"):
         (folder / name).unlink(missing_ok=True)
     output, printed = os.pipe2(os.O_CLOEXEC)
-    kills = oom_kills()
-    engine = start_engine(spec, printed)
+    group = Group(spec["group"])
+    if len(spec["refused"]) < CONTROLLERS:
+        group.make(memory=spec["memory"], pids=spec["pids"], cpus=spec["cpus"])
+    if spec["capped"] and not os.path.ismount(spec["folder"]):
+        mount("reconcile", spec["folder"], "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, SOCKET_FOLDER)
+    kills = oom_kills(group)
+    try:
+        engine = start_engine(spec, printed, group)
+    except OSError:
+        _release(spec, group)
+        raise
     os.close(printed)
     fcntl.fcntl(output, fcntl.F_SETFL, os.O_NONBLOCK)
     state = {"boot": boot_id(), "engine": engine, "engineTicks": start_ticks(engine), "startedAt": time.time()}
@@ -388,8 +329,9 @@ def supervise(path: Path, report: Callable[[str], None]) -> int:
     end = {
         "code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
-        "outOfMemory": code == -signal.SIGKILL and oom_kills() > kills,
+        "outOfMemory": code == -signal.SIGKILL and oom_kills(group) > kills,
     }
+    _release(spec, group)
     publish(folder / "exit.json", end)
     return 0
 
@@ -412,16 +354,26 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def oom_kills() -> int:
-    """How often the kernel killed for lack of memory since boot (`oom_kill` in /proc/vmstat, Linux 4.13)."""
+def _release(spec: dict[str, Any], group: Group) -> None:
+    """Give back what was made for an instance that has ended."""
+    group.remove()
+    if spec["capped"]:
+        unmount(spec["folder"])
+
+
+def oom_kills(group: Group) -> int:
+    """How often the kernel killed for lack of memory: in the group, or else since boot (`oom_kill` in /proc/vmstat)."""
+    counted = group.oom_kills()
+    if counted is not None:
+        return counted
     lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the program; see the module's docstring."""
-    if list(arguments) == ["--probe"]:
-        sys.stdout.write(json.dumps({"namespaces": probe()}))
+    if arguments[0] == "--probe":
+        sys.stdout.write(json.dumps(probe(arguments[1])))
         return 0
     path, pipes = Path(arguments[0]), [int(arguments[1])]
     if os.fork() != 0:

@@ -13,6 +13,7 @@ from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
 from schemas.observation import Absent, Instance, Present
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from runtime.interfaces import InstanceSpec, Progress
@@ -37,6 +38,8 @@ class SimulatedEngineRoom:
     """Restrictions that this room is said not to enforce."""
     bad_starts: set[str] = field(default_factory=set)
     """Models (`name:version`) whose engine ends while starting."""
+    activities: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """By instance: requests running and waiting, tokens so far. Nothing is being done where nothing is said."""
     most_running: int = 0
     """Most instances that ever ran at the same time: what I3 is about."""
 
@@ -145,6 +148,12 @@ class SimulatedBackend:
     def output(self, name: str, *, limit: int) -> str:
         """What it printed."""
         return self._room.outputs.get(name, "")[-limit:]
+
+    def printed(self, name: str, *, lines: int, follow: bool, stop: Stop) -> Iterator[bytes]:  # noqa: ARG002 - it ended
+        """What it printed."""
+        self._answer()
+        text = self._room.outputs.get(name, "").encode()
+        yield from text.splitlines(keepends=True)[-lines:] if lines else ()
 
     def is_peer(self, name: str, pid: int) -> bool:  # noqa: ARG002 - there are no processes
         """Whether it runs."""

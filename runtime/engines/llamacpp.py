@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from runtime.engines.answers import log_probability, said, token_id, token_ids, top_tokens
+from runtime.engines.answers import count, log_probability, metrics, said, token_id, token_ids, top_tokens
 from runtime.engines.installation import beside_agent
 from runtime.engines.openai_chat import formed_chat, turns
-from runtime.interfaces import Launch
+from runtime.interfaces import Activity, Launch
 from runtime.validation.evidence import TOP
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.snapshot import LlamaCppArgs
@@ -93,6 +93,24 @@ class LlamaCppEngine:
         """
         answer = connection.request("GET", "/health", timeout=HEALTH_SECONDS)
         return isinstance(answer, dict) and answer.get("status") == "ok"
+
+    def activity(self, connection: EngineConnection) -> Activity:
+        """What it is doing, by its metrics and its slots.
+
+        Both are answered by the loop that computes, so that one that hangs does not answer. The metrics count a request
+        that has ended; what is under way is seen in its slot: tokens read until the first is written, then those
+        written.
+
+        Raises:
+            EngineUnreachable: it does not answer, or not with numbers.
+        """
+        names = ("requests_processing", "requests_deferred", "prompt_tokens_total", "tokens_predicted_total")
+        page = connection.read("/metrics", timeout=HEALTH_SECONDS)
+        running, waiting, read, written = metrics(page, [f"llamacpp:{name}" for name in names], asked="/metrics")
+        slots = connection.request("GET", "/slots", timeout=HEALTH_SECONDS)
+        if not isinstance(slots, list):
+            raise EngineUnreachable("/slots answered without a list of slots")
+        return Activity(running, waiting, read + written + sum(_under_way(slot) for slot in slots))
 
     def render(
         self, connection: EngineConnection, messages: Sequence[ChatMessage], *, tools: Sequence[JsonValue] = ()
@@ -238,3 +256,12 @@ def _distribution(item: JsonValue, written: int) -> TopTokens:
             raise EngineUnreachable(f"{asked} answered {ascii(entry)[:50]} for a token's probability")
         pairs.append((token_id(entry.get("id"), asked=asked), log_probability(entry.get("logprob"), asked=asked)))
     return top_tokens(written, log_probability(item.get("logprob"), asked=asked), pairs, asked=asked)
+
+
+def _under_way(slot: JsonValue) -> int:
+    """Tokens that a slot has read, or has written since; 0 for one without a request."""
+    if not isinstance(slot, dict) or slot.get("is_processing") is not True:
+        return 0
+    written = slot.get("next_token")
+    begun = count(written[0], "n_decoded", asked="/slots") if isinstance(written, list) and written else 0
+    return begun or count(slot, "n_prompt_tokens_processed", asked="/slots")

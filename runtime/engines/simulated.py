@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runtime.interfaces import Launch
+from runtime.interfaces import Activity, Launch
 from runtime.validation.evidence import FLOOR, TOP, TopTokens
 from schemas.digests import digest_text
 from schemas.errors import EngineUnreachable
@@ -47,6 +47,12 @@ class SimulatedConnection:
             raise EngineUnreachable(f"{self._name} does not answer")
         return {"manifest": self._room.specs[self._name].target.manifest, "path": path, "body": body}
 
+    def read(self, path: str, *, timeout: float, limit: int = 2**22) -> str:  # noqa: ARG002 - see `request`
+        """What the room says that the instance is doing, as three numbers."""
+        self.request("GET", path, timeout=timeout)
+        doing = self._room.activities.get(self._name, (0, 0, 0))
+        return " ".join(str(number) for number in doing)
+
     def peer(self, *, timeout: float) -> int:  # noqa: ARG002 - it answers at once
         """A process that is none."""
         self.request("GET", "/health", timeout=1)
@@ -77,6 +83,11 @@ class SimulatedEngine:
         """At once."""
         connection.request("GET", "/health", timeout=1)
         return True
+
+    def activity(self, connection: EngineConnection) -> Activity:
+        """What the room says."""
+        running, waiting, tokens = connection.read("/activity", timeout=1).split()
+        return Activity(int(running), int(waiting), int(tokens))
 
     def render(
         self, connection: EngineConnection, messages: Sequence[ChatMessage], *, tools: Sequence[JsonValue] = ()

@@ -6,10 +6,10 @@ import sys
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from runtime.engines.answers import log_probability, said, token_id, token_ids, top_tokens
+from runtime.engines.answers import log_probability, metrics, said, token_id, token_ids, top_tokens
 from runtime.engines.installation import beside_agent
 from runtime.engines.openai_chat import formed_chat, turns
-from runtime.interfaces import Launch
+from runtime.interfaces import Activity, Launch
 from runtime.validation.evidence import TOP
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.snapshot import VllmArgs
@@ -118,6 +118,19 @@ class VllmEngine:
         """
         answer = connection.request("GET", "/v1/models", timeout=HEALTH_SECONDS)
         return isinstance(answer, dict) and bool(answer.get("data"))
+
+    def activity(self, connection: EngineConnection) -> Activity:
+        """What it is doing, by its metrics, which the server answers from what the engine behind it said last.
+
+        A prompt counts when it has been read to its end: a long one stands still meanwhile.
+
+        Raises:
+            EngineUnreachable: it does not answer, or not with numbers.
+        """
+        names = ("num_requests_running", "num_requests_waiting", "prompt_tokens_total", "generation_tokens_total")
+        page = connection.read("/metrics", timeout=HEALTH_SECONDS)
+        running, waiting, read, written = metrics(page, [f"vllm:{name}" for name in names], asked="/metrics")
+        return Activity(running, waiting, read + written)
 
     def render(
         self, connection: EngineConnection, messages: Sequence[ChatMessage], *, tools: Sequence[JsonValue] = ()

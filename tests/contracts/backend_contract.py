@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from runtime.host import host_ports
 from schemas.errors import BackendUnavailable, EngineUnreachable, StartFailed
 
 if TYPE_CHECKING:
@@ -297,6 +300,49 @@ class RealBackendContract(BackendContract):
         kept = sum(file.stat().st_size for file in spec.log_folder.iterdir())
         assert kept <= 200_000
         assert "line 19999 " in (spec.log_folder / "output.log").read_text(errors="replace")[-1000:]
+
+    def test_what_is_printed_is_followed_over_rotations_to_the_end(self, harness: Harness) -> None:
+        """A follower sees every line once, in order, also when the log was rotated meanwhile, and ends with it."""
+        spec = replace(harness.spec("a1"), log_limit=400_000)
+        backend = harness.attach()
+        connection = run(harness, backend, spec)
+        seen: list[bytes] = []
+        stop = host_ports().stop
+        follower = threading.Thread(
+            target=lambda: seen.extend(harness.attach().printed(spec.name, lines=1000, follow=True, stop=stop)),
+            daemon=True,
+        )
+        follower.start()
+        eventually(lambda: b"test engine" in b"".join(seen), "the follower sees the beginning")
+        for _ in range(4):
+            # 100 KB at a time, and the follower keeps up: a log that is overrun is not what this is about.
+            before = b"".join(seen).count(b"line 1499 ")
+            connection.request("GET", "/fill/1500", timeout=PATIENCE)
+            eventually(lambda before=before: b"".join(seen).count(b"line 1499 ") > before, "it sees the last line")  # type: ignore[misc] # bound now
+        backend.stop(spec.name, grace=PATIENCE)
+        follower.join(PATIENCE)
+        assert not follower.is_alive()
+        numbers = [int(line.split()[1]) for line in b"".join(seen).splitlines() if line.startswith(b"line ")]
+        if backend.name == "podman":
+            # It keeps one file, and drops it when that is full: what no look was in time for is lost, nothing else.
+            assert numbers.count(1499) == 4
+            assert all(later > earlier or earlier == 1499 for earlier, later in pairwise(numbers))
+        else:
+            assert numbers == [*range(1500)] * 4
+
+    def test_the_last_lines_are_told(self, harness: Harness) -> None:
+        """As many as are asked for, of an instance that has ended too; of none, nothing."""
+        spec = harness.spec("a1", "--say", "hello", "--exit", "4")
+        backend = harness.attach()
+        backend.create(spec)
+        backend.start(spec.name)
+        await_exit(backend, spec)
+        stop = host_ports().stop
+        told = b"".join(backend.printed(spec.name, lines=1, follow=False, stop=stop)).splitlines()
+        assert len(told) == 1
+        assert b"hello" in told[0]
+        assert len(b"".join(backend.printed(spec.name, lines=9, follow=True, stop=stop)).splitlines()) == 2
+        assert list(backend.printed("reconcile-testnet-none", lines=9, follow=True, stop=stop)) == []
 
     def test_the_peer_is_known(self, harness: Harness) -> None:
         """The process that listens belongs to the instance; this test, and a process of another node, do not (I10)."""

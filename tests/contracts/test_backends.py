@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from runtime.backends import native, native_processes
+from runtime.backends import native, native_confinement, native_group, native_processes
 from runtime.backends.native import NativeBackend
 from runtime.backends.simulated import SimulatedBackend, SimulatedEngineRoom
 from runtime.connection import UnixConnection
@@ -164,6 +166,14 @@ class NativeHarness:
         for node in sorted(self.nodes):
             for process in native_processes.marked(digest_text(f"native/1|testnet|{node}-{self.unique}")):
                 os.kill(process.pid, signal.SIGKILL)
+            # A supervisor that is killed gives nothing back: mounts and control groups are given back here.
+            folder = self.folder / node / "run" / "instances"
+            for place in folder.iterdir() if folder.is_dir() else ():
+                with suppress(BackendUnavailable):
+                    self.attach(node).remove(place.name)
+        for mounted in self.folder.glob("*/run/*"):
+            if mounted.is_mount():
+                native_confinement.unmount(str(mounted))
 
 
 class TestSimulated(BackendContract):
@@ -327,10 +337,44 @@ class TestNative(RealBackendContract):
             backend.start(spec.name)
         assert look(backend, spec).status == "created"
 
-    def test_what_is_not_enforced_is_said(self, harness: NativeHarness) -> None:
-        """Memory, pids, files and user are the host's; the network only where the host permits no namespace (I10)."""
-        said = harness.attach().not_enforced()
-        assert set(said) - {"network"} == {"filesystem", "memory", "pids", "user"}
+    def test_a_model_that_the_engine_s_user_cannot_read_is_said(self, harness: NativeHarness) -> None:
+        """Where the engine is given a user of its own, a file for its owner's eyes is one clear error beforehand."""
+        spec = harness.spec("a1")
+        backend = harness.attach()
+        if "user" in backend.not_enforced():
+            pytest.skip("engines run as the agent's user here")
+        (spec.model_folder / "engine.py").chmod(0o600)
+        with pytest.raises(StartFailed, match=r"engine\.py can be read by its owner only"):
+            backend.create(spec)
+
+    def test_what_a_killed_supervisor_held_is_given_back(self, harness: NativeHarness) -> None:
+        """Removing an instance leaves no mount and no control group, also where its supervisor could not (I7)."""
+        spec = harness.spec("a1")
+        backend = harness.attach()
+        run(harness, backend, spec)
+        described = json.loads((harness.folder / "a" / "run" / "instances" / spec.name / "spec.json").read_text())
+        group = native_group.Group(described["group"])
+        places = [group.folder(name) for name in ("cpu", "memory", "pids") if name not in described["refused"]]
+        assert all(place.exists() for place in places)
+        assert spec.socket_folder.is_mount() == described["capped"]
+        os.kill(harness.shim(spec), signal.SIGKILL)
+        await_exit(backend, spec)
+        backend.remove(spec.name)
+        assert not [place for place in places if place.exists()]
+        assert not spec.socket_folder.is_mount()
+
+    def test_what_a_machine_permits_is_asked_again_only_by_another(self, harness: NativeHarness) -> None:
+        """The answer is remembered for this boot, user and program; a stale or damaged one counts for nothing."""
+        harness.attach().create(harness.spec("a1"))
+        remembered = harness.folder / "a" / "run" / "namespaces"
+        answer = json.loads(remembered.read_text())
+        real = harness.attach().not_enforced()
+        pretended = {**answer, "permitted": {**answer["permitted"], "namespaces": "none"}}
+        remembered.write_text(json.dumps(pretended))
+        assert "network" in harness.attach().not_enforced()
+        for stale in (json.dumps({**pretended, "asked": "another boot"}), "{", "plain"):
+            remembered.write_text(stale)
+            assert harness.attach().not_enforced() == real
 
     def test_the_agent_is_left_no_zombie(self, harness: NativeHarness) -> None:
         """A daemon that starts engines for years has no children to wait for."""

@@ -14,6 +14,7 @@ DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 CLAIMS = (
     "tiny:v1 serves, with a receipt of its validation",
     "the model is Active",
+    "the receipt is signed, and its chain holds",
     "tiny:v2 serves",
     "it is another model: it answers differently",
     "tiny:v2 goes on serving",

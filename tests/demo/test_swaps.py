@@ -73,6 +73,26 @@ def test_no_request_is_lost_and_none_is_answered_wrongly(swapping: SwappingNode)
     assert set(seen) == {"a:v1", "b:v1"}
 
 
+def test_an_overlap_makes_nobody_wait(swapping: SwappingNode) -> None:
+    """Real instances side by side, until requests are led over: none waits, none is lost, and one is left (I3)."""
+    settled(swapping, swapping.wish("a:v1", overlap=True))
+    asker = Asker(swapping.keeper.address, swapping.answers, stream=True)
+    thread = asker.start()
+    backend = swapping.node.adapters.backends["native"]
+    for wanted in ("b:v1", "a:v1", "b:v1"):
+        before = asker.answered.get(wanted, 0)
+        result = swapping.run(swapping.wish(wanted, overlap=True))
+        assert result.exit_code == 0, [(outcome.action.id, outcome.error) for outcome in result.outcomes]
+        kinds = [outcome.action.kind for outcome in result.outcomes if outcome.action.kind != "download-model"]
+        assert kinds == ["start-instance", "validate-model", "route-front", "stop-instance"]
+        assert swapping.journal.history()[0].downtime_ms == 0
+        assert len(backend.list()) == 1
+        eventually(partial(has_more, asker, wanted, before), f"{wanted} answers")
+    asker.stop.set()
+    thread.join(60)
+    assert asker.wrong == []
+
+
 def test_a_new_agent_finds_the_front_and_goes_on(swapping: SwappingNode) -> None:
     """An agent's restart touches neither the front nor the runtime, and has nothing to do."""
     swapping.run(swapping.wish("a:v1"))

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from desired_state import document, signatures
 from schemas.digests import digest_bytes, digest_text
 from schemas.errors import InvalidSignature
+from schemas.receipt import ChainHead, ReceiptDocument
 from schemas.snapshot import SnapshotDocument
 from schemas.timestamp import TimestampDocument
 from schemas.trust import TrustDocument
-from tests.desired_state.network import NOW, address, key, snapshot_text, timestamp_text, trust_text, twin
+from tests.desired_state.network import address, key, snapshot_text, timestamp_text, trust_text, twin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,17 +45,25 @@ def trust_message(content: bytes = TRUST) -> signatures.TypedData:
     return signatures.trust_message(document.load(content, TrustDocument, file="t"), content)
 
 
-def receipt_message() -> signatures.TypedData:
+RECEIPT = (
+    b'{"apiVersion":"reconcile/v1alpha1","kind":"Receipt","network":"testnet","node":"%b","number":3,'
+    b'"issuedAt":"2026-03-02T12:00:00Z","outcome":"pass","message":"","subjectDigest":"%b","evidence":"%b","agent":"1"}'
+) % (address(5).encode(), digest_text("subject").encode(), digest_text("evidence").encode())
+
+HEAD = (
+    b'{"apiVersion":"reconcile/v1alpha1","kind":"ReceiptHead","network":"testnet","node":"%b","number":3,'
+    b'"digest":"%b","issuedAt":"2026-03-02T12:00:00Z","agent":"1"}'
+) % (address(5).encode(), digest_bytes(RECEIPT).encode())
+
+
+def receipt_message(content: bytes = RECEIPT) -> signatures.TypedData:
     """What a node signs."""
-    return signatures.receipt_message(
-        network="testnet",
-        node=address(5),
-        number=3,
-        subject=digest_text("subject"),
-        evidence=digest_text("evidence"),
-        previous=None,
-        issued_at=NOW,
-    )
+    return signatures.receipt_message(ReceiptDocument.model_validate_json(content), content)
+
+
+def head_message(content: bytes = HEAD) -> signatures.TypedData:
+    """What a node signs when its receipts are exported."""
+    return signatures.receipt_head_message(ChainHead.model_validate_json(content), content)
 
 
 def timestamp_message(content: bytes = TIMESTAMP) -> signatures.TypedData:
@@ -66,6 +75,7 @@ MESSAGES = {
     "snapshot": snapshot_message,
     "trust": trust_message,
     "receipt": receipt_message,
+    "receipt head": head_message,
     "timestamp": timestamp_message,
 }
 

@@ -32,6 +32,7 @@ from reconciler.published import read_status
 from reconciler.state_dir import StateDir
 from runtime import connection
 from runtime.engines.llamacpp import LlamaCppEngine
+from runtime.engines.openai import OpenAIEngine
 from runtime.engines.vllm import VllmEngine
 from runtime.host import DurableFiles, SystemClock, host_ports
 from runtime.interfaces import Model
@@ -384,6 +385,10 @@ class Engine:
         """Answer."""
         return connection._json(self.content, f"{method} {path} {body is None}")
 
+    def read(self, path: str, **_: Any) -> str:
+        """Answer, as a text."""
+        return self.content.decode(errors="replace")
+
 
 VLLM = VllmEngine()
 
@@ -394,6 +399,8 @@ VLLM = VllmEngine()
     b"[" * 200,
     b'{"tokens": [2], "completion_probabilities": [{"id": 2, "logprob": -1, "top_logprobs": [{"id": 2}]}]}',
     b'{"choices": [{"prompt_token_ids": [1, 2, 3], "prompt_logprobs": [null, {"2": {"logprob": -1}}, {}]}]}',
+    b'{"data": [{"id": "m"}], "usage": {"prompt_tokens": 1}, "choices": [{"message": {"content": "x"}}]}',
+    b'vllm:num_requests_running{engine="0"} 1e300\nllamacpp:requests_processing 1e\n',
 )
 def engine_answer(content: bytes) -> None:
     """What an engine answers on its socket."""
@@ -404,6 +411,10 @@ def engine_answer(content: bytes) -> None:
         lambda: engine.greedy(answering, (1,), tokens=4),
         lambda: engine.force(answering, (1,), (2, 3)),
         lambda: VLLM.force(answering, (1,), (2, 3)),
+        lambda: engine.activity(answering),
+        lambda: VllmEngine().activity(answering),
+        lambda: OpenAIEngine().render(answering, ()),
+        lambda: OpenAIEngine().greedy(answering, b'{"messages": []}', tokens=4),
     ):
         with suppress(ReconcileError):
             ask()

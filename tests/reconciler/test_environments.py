@@ -68,8 +68,9 @@ def test_it_is_installed_before_anything_is_stopped() -> None:
     seen = having(converged(old))
     assert text(LOCKED, seen) == [
         "install/environment",
-        f"stop/{instance(old).name} <- install/environment",
-        f"start/m:v1 <- install/environment stop/{instance(old).name}",
+        "create/m:v1 <- install/environment",
+        f"stop/{instance(old).name} <- install/environment create/m:v1",
+        f"start/m:v1 <- install/environment create/m:v1 stop/{instance(old).name}",
         "validate/m:v1 <- start/m:v1",
     ]
 

@@ -108,6 +108,8 @@ def status(observed: Observed, **fields: Any) -> NodeStatus:
             rejections={manifest_digest("s"): Rejection(manifest_digest("s"), "m", "R", "m", NOW, "x")},
             machine=hardware(gpus=(builders.gpu(),)),
             last_known_good=good(),
+            earlier_good=good(builders.target("n:v1")),
+            retests={manifest_digest("m:v1"): "GPU-1 reported Xid 79"},
         ),
     ],
 )

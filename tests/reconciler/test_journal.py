@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from reconciler.chain import Issuer
 from reconciler.journal import Accepted, Journal, StoredDocument
 from reconciler.memory import (
     CommitGood,
@@ -22,21 +24,34 @@ from reconciler.memory import (
     Reject,
     VoidReceipts,
 )
+from reconciler.migrations import SCHEMA
 from schemas.digests import digest_bytes, digest_text
 from schemas.errors import MissingDocument, NotInitialised, StateCorrupt
 from schemas.observation import MODEL_TRANSITIONS, Hold, Rejection
-from tests.support.builders import NOW, good, manifest_digest, record, target
+from schemas.receipt import LegacyReceipt, ReceiptDocument, ReceiptSubject
+from tests.support.builders import NODE_ID, NOW, good, hardware, manifest_digest, record, target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from schemas.observation import Memory
+    from schemas.target import ServingTarget
+
+
+ISSUER = Issuer("testnet", NODE_ID, "0.1.0")
+
+
+def issue(of: ServingTarget | None = None, intent: str = "a1", **fields: Any) -> IssueReceipt:
+    """A receipt of a target on the default machine."""
+    subject = ReceiptSubject.of(of or target(), hardware())
+    return IssueReceipt(subject, intent, digest_text("evidence"), "1 case as recorded", **fields)
 
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     """A fresh journal."""
     opened = Journal(tmp_path / "state.db")
+    opened.chain.issuer = ISSUER
     yield opened
     opened.close()
 
@@ -56,6 +71,7 @@ def test_memory_survives_reopening(tmp_path: Path) -> None:
     """Everything that a decision needs is there again after a restart (I7)."""
     path = tmp_path / "state.db"
     first = Journal(path)
+    first.chain.issuer = ISSUER
     hold = Hold("image", "ImageUnavailable", "refused", 2, NOW + timedelta(minutes=1))
     rejection = Rejection(digest_text("s"), "m:v2", "ValidationFailed", "wrong", NOW, digest_text("snapshot"))
     of = target()
@@ -68,7 +84,7 @@ def test_memory_survives_reopening(tmp_path: Path) -> None:
             PutModel(record(state="Pending")),
             PutHold(hold),
             Reject(rejection),
-            IssueReceipt("subject", of.manifest, "a1", digest_text("evidence")),
+            issue(of),
             CommitGood(good()),
         ),
         now=NOW,
@@ -105,9 +121,11 @@ def test_only_the_transitions_of_the_table_are_written(journal: Journal) -> None
             journal.apply((ForgetModel(manifest_digest("m:v1")),), NOW)
             if before is not None:
                 steps = {"Active": ("Pending",), "Inactive": ("Pending",), "Archived": ("Pending",)}.get(before, ())
-                journal.apply(tuple(PutModel(record(state=state)) for state in (*steps, before)), NOW)
+                proof = (issue(),) if before == "Active" else ()
+                journal.apply((*(PutModel(record(state=state)) for state in (*steps, before)), *proof), NOW)
             if after in allowed or after == before:
-                journal.apply((PutModel(record(state=after)),), NOW)  # type: ignore[arg-type]
+                proven = issue() if after == "Active" else VoidReceipts(manifest_digest("m:v1"), "test")
+                journal.apply((proven, PutModel(record(state=after))), NOW)  # type: ignore[arg-type]
                 assert memory(journal).models[manifest_digest("m:v1")].state == after
             else:
                 with pytest.raises(StateCorrupt):
@@ -125,15 +143,108 @@ def test_the_table_of_states_is_the_one_that_is_documented() -> None:
 
 
 def test_receipts_form_a_chain_and_are_voided(journal: Journal) -> None:
-    """Each receipt carries the digest of the one before; a voided one no longer counts (I2)."""
+    """Each statement carries the digest of the one before; what is void no longer counts, and says why (I2)."""
     for number in range(3):
-        journal.apply((IssueReceipt(f"subject {number}", "manifest", f"i{number}", "evidence"),), NOW)
-    rows = journal._db.execute("SELECT previous, digest FROM receipts ORDER BY number").fetchall()
-    assert rows[0][0] == ""
-    assert [row[0] for row in rows[1:]] == [row[1] for row in rows[:-1]]
+        journal.apply((issue(intent=f"i{number}"),), NOW)
     assert len(memory(journal).receipts) == 3
-    journal.apply((VoidReceipts("manifest", "wrong bytes"),), NOW)
+    journal.apply((VoidReceipts(target().manifest, "wrong bytes"),), NOW)
     assert memory(journal).receipts == ()
+    rows = journal.chain.rows()
+    assert rows[0].previous == ""
+    assert [row.previous for row in rows[1:]] == [digest_text(row.content) for row in rows[:-1]]
+    assert [ReceiptDocument.model_validate_json(row.content).outcome for row in rows] == ["pass"] * 3 + ["void"]
+    assert ReceiptDocument.model_validate_json(rows[-1].content).message == "wrong bytes"
+    assert [row.void_cause for row in rows] == ["wrong bytes"] * 3 + [""]
+    assert "ReceiptVoided" in {event.reason for event in journal.events()}
+
+
+def test_what_stands_for_another_subject_is_left_alone(journal: Journal) -> None:
+    """A void names what it is about: the same model under another engine version keeps its own proof."""
+    other = target(version="2.0")
+    journal.apply((issue(), issue(other, "b1")), NOW)
+    journal.apply((VoidReceipts(other.manifest, "changed", other.subject(hardware().accelerator)),), NOW)
+    assert [receipt.intent for receipt in memory(journal).receipts] == ["a1"]
+    journal.apply((issue(outcome="fail"),), NOW)
+    assert memory(journal).receipts == ()
+
+
+def test_active_is_exactly_that_a_receipt_stands(journal: Journal) -> None:
+    """Whatever is written: Pending and Active follow from the receipts, each step with its cause (I2)."""
+    journal.apply((PutModel(record(state="Pending")), PutModel(record(state="Active"))), NOW)
+    assert memory(journal).models[manifest_digest("m:v1")].state == "Pending", "nothing stands for it"
+    journal.apply((issue(),), NOW)
+    assert memory(journal).models[manifest_digest("m:v1")].state == "Active"
+    journal.apply((VoidReceipts(manifest_digest("m:v1"), "the driver is 2, not 1"),), NOW)
+    after = memory(journal).models[manifest_digest("m:v1")]
+    assert (after.state, after.cause) == ("Pending", "its receipt is void: the driver is 2, not 1")
+    journal.apply((issue(), PutModel(record(state="Inactive"))), NOW)
+    assert memory(journal).models[manifest_digest("m:v1")].state == "Inactive", "disabled is disabled"
+
+
+def test_a_number_is_never_given_twice(journal: Journal) -> None:
+    """A row that somebody took away leaves a gap, not a place."""
+    journal.apply((issue(), issue()), NOW)
+    journal._db.execute("DELETE FROM receipts WHERE number = 2")
+    journal.apply((issue(),), NOW)
+    assert [row.number for row in journal.chain.rows()] == [1, 3]
+
+
+def old_journal(path: Path) -> None:
+    """A journal of the first format: a served model with a receipt, and one that failed."""
+    db = sqlite3.connect(path)
+    for statement in SCHEMA:
+        db.execute(statement)
+    for key, state in (("m:v1", "Active"), ("n:v1", "Failed")):
+        db.execute(
+            "INSERT INTO models VALUES (?, ?, ?, '2026-03-01T00:00:00.000000Z', 'c', 0, NULL, 0, 1)",
+            (manifest_digest(key), key, state),
+        )
+    subject = target().subject(hardware().accelerator)
+    first = LegacyReceipt(
+        number=1,
+        subject=subject,
+        manifest=target().manifest,
+        intent="a1",
+        evidence=digest_text("evidence"),
+        previous="",
+        issued_at="2026-03-01T00:00:00.000000Z",
+    )
+    db.execute(
+        "INSERT INTO receipts (subject, manifest, intent, evidence, previous, digest, issued_at)"
+        " VALUES (?, ?, 'a1', ?, '', ?, ?)",
+        (subject, first.manifest, first.evidence, first.digest, first.issued_at),
+    )
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+
+
+def test_an_old_journal_goes_on(tmp_path: Path) -> None:
+    """Receipts from before are links of the same chain and count; what had failed is doubted since then."""
+    path = tmp_path / "state.db"
+    old_journal(path)
+    opened = Journal(path)
+    opened.chain.issuer = ISSUER
+    seen = memory(opened)
+    assert [receipt.subject for receipt in seen.receipts] == [target().subject(hardware().accelerator)]
+    assert seen.models[manifest_digest("n:v1")].doubted_at == seen.models[manifest_digest("n:v1")].since
+    assert seen.models[manifest_digest("m:v1")].doubted_at is None
+    opened.apply((issue(intent="a2"), VoidReceipts(target().manifest, "gone")), NOW)
+    rows = opened.chain.rows()
+    assert [row.previous for row in rows[1:]] == [row.digest for row in rows[:-1]]
+    opened.close()
+    Journal(path).close()
+
+
+def test_an_old_journal_is_read_without_being_changed(tmp_path: Path) -> None:
+    """A dry run after an upgrade sees what a pass would, and writes nothing (I9)."""
+    path = tmp_path / "state.db"
+    old_journal(path)
+    before = path.read_bytes()
+    reader = Journal(path, readonly=True)
+    assert len(memory(reader).receipts) == 1
+    reader.close()
+    assert path.read_bytes() == before
 
 
 def test_hold_is_dropped(journal: Journal) -> None:

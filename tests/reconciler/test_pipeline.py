@@ -176,6 +176,7 @@ def test_changed_files_are_verified_and_a_bad_disk_is_repaired(simulated: Simula
     assert [f"{outcome.status} {outcome.action.kind}" for outcome in result.outcomes] == [
         "failed verify-model",
         "done download-model",
+        "done create-instance",
         "done stop-instance",
         "done start-instance",
         "done validate-model",
@@ -446,7 +447,8 @@ def test_bit_rot_found_while_idle_ends_in_a_repair_and_a_restart(simulated: Simu
     assert simulated.reconciler.idle(StopEvent())
     result = simulated.run()
     kinds = [outcome.action.kind for outcome in result.outcomes]
-    assert kinds == ["verify-model", "download-model", "stop-instance", "start-instance", "validate-model"]
+    assert kinds[:3] == ["verify-model", "download-model", "create-instance"]
+    assert kinds[3:] == ["stop-instance", "start-instance", "validate-model"]
     assert result.exit_code == 0
     assert receipt is not None
     assert result.status.serving is not None

@@ -85,8 +85,9 @@ def test_swap_stops_the_serving_instance_only_after_staging() -> None:
     assert text(made) == "\n".join(
         [
             "download/m:v2",
-            "stop/reconcile-testnet-a1 <- download/m:v2",
-            "start/m:v2 <- download/m:v2 stop/reconcile-testnet-a1",
+            "create/m:v2 <- download/m:v2",
+            "stop/reconcile-testnet-a1 <- download/m:v2 create/m:v2",
+            "start/m:v2 <- download/m:v2 create/m:v2 stop/reconcile-testnet-a1",
             "validate/m:v2 <- start/m:v2",
         ]
     )
@@ -105,8 +106,9 @@ def test_container_mode_pulls_the_image_before_the_stop() -> None:
     assert text(made) == "\n".join(
         [
             "pull/docker",
-            "stop/reconcile-testnet-a1 <- pull/docker",
-            f"start/{of.model} <- pull/docker stop/reconcile-testnet-a1",
+            f"create/{of.model} <- pull/docker",
+            f"stop/reconcile-testnet-a1 <- pull/docker create/{of.model}",
+            f"start/{of.model} <- pull/docker create/{of.model} stop/reconcile-testnet-a1",
             f"validate/{of.model} <- start/{of.model}",
         ]
     )
@@ -126,8 +128,9 @@ def test_rejected_subject_leads_back_to_the_last_known_good() -> None:
     made = plan(desired(V2), seen, node(), NOW)
     assert text(made) == "\n".join(
         [
-            "stop/reconcile-testnet-b2",
-            "start/m:v1 <- stop/reconcile-testnet-b2",
+            "create/m:v1",
+            "stop/reconcile-testnet-b2 <- create/m:v1",
+            "start/m:v1 <- create/m:v1 stop/reconcile-testnet-b2",
             "validate/m:v1 <- start/m:v1",
             "held m:v2 ValidationFailed",
         ]

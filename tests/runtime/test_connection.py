@@ -101,6 +101,25 @@ def test_json_goes_out_and_comes_back(tmp_path: Path) -> None:
         assert ask(path) == [1, 2]
 
 
+def test_a_text_comes_back_as_it_is(tmp_path: Path) -> None:
+    """Metrics are no JSON; what is not UTF-8, too long, or another status is no text either."""
+    path = tmp_path / "engine.sock"
+    for peer, words in (
+        (replying("größe 1\n".encode()), ""),
+        (replying(b"\xff\xfe"), "not UTF-8"),
+        (replying(b"x" * 101), "longer than 100 bytes"),
+        (replying(b"x", status="404 Not Found"), "status 404"),
+    ):
+        with serving(path, peer):
+            connection = UnixConnection(path, is_peer=lambda pid: pid == os.getpid())
+            if words:
+                with pytest.raises(EngineUnreachable, match=words):
+                    connection.read("/metrics", timeout=60, limit=100)
+            else:
+                assert connection.read("/metrics", timeout=60, limit=100) == "größe 1\n"
+        path.unlink()
+
+
 def test_a_deep_folder_is_no_problem(tmp_path: Path) -> None:
     """A path beyond a unix socket's 107 bytes works: state directories may be deep."""
     folder = tmp_path / ("d" * 120) / ("e" * 120)

@@ -94,6 +94,28 @@ def test_gpus_come_by_uuid(tmp_path: Path, driver: Any) -> None:
     assert nvml.closed
 
 
+def test_free_gpu_memory_is_read_at_each_look_and_nothing_is_free_that_cannot_be_seen(
+    tmp_path: Path, driver: Any
+) -> None:
+    """What is free changes; a driver that fails for a moment has lost no GPU, and proves no room on it."""
+
+    def having(free: int) -> Any:
+        return FakeNvml(nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(total=80 * 2**30, free=free))
+
+    def fail() -> None:
+        raise NVMLError("busy")
+
+    machine = HostHardware(tmp_path)
+    driver(having(50))
+    before = machine.read()
+    driver(having(20))
+    assert [gpu.memory_free for gpu in machine.read().gpus] == [20, 20]
+    driver(FakeNvml(nvmlInit=fail))
+    after = machine.read()
+    assert [gpu.memory_free for gpu in after.gpus] == [0, 0]
+    assert after == before, "it is the same machine"
+
+
 def test_a_driver_that_does_not_answer_is_a_machine_without_gpus(tmp_path: Path, driver: Any) -> None:
     """A driver that is being replaced (NVML cannot start) does not stop the node from looking."""
 

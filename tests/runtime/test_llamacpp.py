@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from runtime.engines.llamacpp import PROGRAM, LlamaCppEngine
 from runtime.engines.registry import engines
-from runtime.interfaces import EngineView
+from runtime.interfaces import Activity, EngineView
 from runtime.validation.evidence import FLOOR, TOP, TopTokens
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.probe import ChatMessage
@@ -21,6 +22,7 @@ from tests.contracts.backend_contract import eventually
 from tests.support.builders import IMAGE, target
 from tests.support.engines import NativeNode, small
 from tests.support.models import make_model
+from tests.support.scripted import Scripted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,21 +37,6 @@ VIEW = EngineView("/srv/model", "engine.sock")
 MANIFEST = make_model({"m.gguf": b"GGUF"}).manifest
 HELLO = (ChatMessage(role="user", content="ba be bi bo bu"),)
 GOOD_LIST: list[Any] = [{"id": 9, "logprob": -0.5}, {"id": 7, "logprob": -1.0}]
-
-
-class Scripted:
-    """An engine that answers one thing."""
-
-    def __init__(self, answer: JsonValue) -> None:
-        self.answer = answer
-        self.asked: list[tuple[str, str, JsonValue]] = []
-
-    def request(
-        self, method: str, path: str, body: JsonValue = None, *, timeout: float, limit: int = 2**22
-    ) -> JsonValue:
-        """The one thing."""
-        self.asked.append((method, path, body))
-        return self.answer
 
 
 def flags(**fields: Any) -> dict[str, str]:
@@ -210,6 +197,27 @@ class TestAnswers:
         with pytest.raises(EngineUnreachable, match="without a prompt"):
             ENGINE.render(Scripted({"prompt": 3}), HELLO)
 
+    def test_what_is_under_way_counts_before_it_has_ended(self) -> None:
+        """A slot that reads counts what it has read, one that writes what it has written, an idle one nothing."""
+        page = "\n".join(
+            f"llamacpp:{name} {value}"
+            for name, value in (
+                ("requests_processing", 2),
+                ("requests_deferred", 3),
+                ("prompt_tokens_total", 100),
+                ("tokens_predicted_total", 10),
+            )
+        )
+        slots: list[Any] = [
+            {"is_processing": True, "n_prompt_tokens_processed": 7, "next_token": [{"n_decoded": 0}]},
+            {"is_processing": True, "n_prompt_tokens_processed": 70, "next_token": [{"n_decoded": 5}]},
+            {"is_processing": False, "n_prompt_tokens_processed": 9, "next_token": [{"n_decoded": 9}]},
+        ]
+        assert ENGINE.activity(Scripted(slots, page)) == Activity(running=2, waiting=3, tokens=122)
+        for answer in ({}, [{"is_processing": True}], [{"is_processing": True, "n_prompt_tokens_processed": -1}]):
+            with pytest.raises(EngineUnreachable, match="/slots"):
+                ENGINE.activity(Scripted(answer, page))
+
     def test_ready_means_ok(self) -> None:
         """Only the documented word counts."""
         assert ENGINE.ready(Scripted({"status": "ok"}))
@@ -335,6 +343,26 @@ class TestReal:
             assert unlikely[0].ids == found[0].ids
             assert unlikely[-1].ids != found[-1].ids
             assert ENGINE.force(connection, prompt, other) == unlikely
+
+    def test_its_activity_moves_while_it_writes(self, node: NativeNode, tiny_model: Callable[[int], Path]) -> None:
+        """Idle at first; then one running and one waiting, and tokens of an answer that has not ended; idle again."""
+        with node.running(tiny_model(1), target(engine_args=LlamaCppArgs(context_size=2048, threads=1))) as connection:
+            eventually(lambda: self.ready(connection), "llama.cpp is ready")
+            assert ENGINE.activity(connection) == Activity(running=0, waiting=0, tokens=0)
+            question: JsonValue = {"prompt": [1, *range(5, 105)], "n_predict": 1800, "ignore_eos": True}
+            with ThreadPoolExecutor(2) as pool:
+                answers = [
+                    pool.submit(connection.request, "POST", "/completion", question, timeout=300) for _ in range(2)
+                ]
+                seen = [Activity(0, 0, 0)]
+                while not all(answer.done() for answer in answers):
+                    seen.append(ENGINE.activity(connection))
+                assert all(answer.result() for answer in answers)
+            busy = {doing.tokens for doing in seen if (doing.running, doing.waiting) == (1, 1)}
+            assert len(busy) > 1, seen
+            ended = ENGINE.activity(connection)
+            assert (ended.running, ended.waiting) == (0, 0)
+            assert ended.tokens > 2 * 1800
 
     def test_another_model_continues_differently(
         self, node: NativeNode, tiny_model: Callable[[int], Path], tmp_path: Path

@@ -9,7 +9,7 @@ import pytest
 
 from runtime.engines.registry import engines
 from runtime.engines.vllm import MODULE, VllmEngine
-from runtime.interfaces import EngineView, Launch
+from runtime.interfaces import Activity, EngineView, Launch
 from runtime.validation.evidence import FLOOR, TopTokens
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.probe import ChatMessage
@@ -181,3 +181,22 @@ class TestAnswers:
         assert ENGINE.force(Scripted({"choices": [good]}), (1,), (2,))
         with pytest.raises(EngineUnreachable):
             ENGINE.force(Scripted({"choices": [good | change]}), (1,), (2,))
+
+    def test_what_it_is_doing_is_summed_over_its_workers(self) -> None:
+        """As vLLM writes its metrics: labels, exponents, and a line per worker."""
+        page = "\n".join(
+            [
+                "# HELP vllm:num_requests_running Number of requests in model execution batches.",
+                "# TYPE vllm:num_requests_running gauge",
+                'vllm:num_requests_running{engine="0",model_name="m:v1"} 2.0',
+                'vllm:num_requests_running{engine="1",model_name="m:v1"} 1.0',
+                'vllm:num_requests_waiting{engine="0",model_name="m:v1"} 4.0',
+                'vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 4.0',
+                'vllm:prompt_tokens_total{engine="0",model_name="m:v1"} 1.5e+06',
+                'vllm:generation_tokens_total{engine="0",model_name="m:v1"} 25.0',
+            ]
+        )
+        assert ENGINE.activity(Scripted(None, page)) == Activity(running=3, waiting=4, tokens=1_500_025)
+        for changed in (page.replace("25.0", "NaN"), page.replace("25.0", "-1"), page.replace("25.0", "1e300"), ""):
+            with pytest.raises(EngineUnreachable, match="count"):
+                ENGINE.activity(Scripted(None, changed))

@@ -35,6 +35,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path
     def folder(seed: int) -> Path:
         if seed not in made:
             made[seed] = tmp_path_factory.mktemp(f"tiny-{seed}")
+            # As a store's folder: engines may run as another user.
+            made[seed].chmod(0o755)
             write_tiny_model(made[seed] / "tiny.gguf", seed=seed)
         return made[seed]
 

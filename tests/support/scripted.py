@@ -11,8 +11,15 @@ if TYPE_CHECKING:
 class Scripted:
     """A connection whose other end answers one thing, whatever it is asked."""
 
-    def __init__(self, answer: JsonValue) -> None:
+    def __init__(self, answer: JsonValue, page: str = "") -> None:
+        """Say what will be answered.
+
+        Args:
+            answer: to requests.
+            page: to whoever reads a text.
+        """
         self.answer = answer
+        self.page = page
         self.asked: list[tuple[str, str, JsonValue]] = []
 
     def request(
@@ -21,6 +28,11 @@ class Scripted:
         """The one thing."""
         self.asked.append((method, path, body))
         return self.answer
+
+    def read(self, path: str, *, timeout: float, limit: int = 2**22) -> str:
+        """The one text."""
+        self.asked.append(("GET", path, None))
+        return self.page
 
     def peer(self, *, timeout: float) -> int:
         """Nobody's process."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from reconciler.chain import Issuer
 from reconciler.journal import Accepted, Journal, StoredDocument
 from reconciler.kinds.base import Adapters
 from reconciler.loop import Node, PassResult, Reconciler
@@ -15,6 +16,7 @@ from reconciler.status import SourceReport
 from runtime.backends.simulated import SimulatedBackend, SimulatedEngineRoom
 from runtime.engines.simulated import SimulatedConnection, SimulatedEngine, answer
 from runtime.environments_simulated import SimulatedEnvironments
+from runtime.health import HealthWatch
 from runtime.host import DurableFiles, StopEvent, ThreadedConcurrency
 from runtime.interfaces import Model
 from runtime.models.simulated import SimulatedModelStore, SimulatedShelf
@@ -248,6 +250,7 @@ class SimulatedNode:
         state = StateDir(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(state.journal)
+        self.journal.chain.issuer = Issuer("testnet", NODE_ID, "0.1.0")
         self.journal.close_interrupted(self.clock.now())
         ports = Ports(
             clock=self.clock,
@@ -272,6 +275,7 @@ class SimulatedNode:
             run_folder=state.run,
             log_folder=state.logs,
             front=self.front,
+            health=HealthWatch(self.clock),
         )
         self.node = Node(
             config=self.config,

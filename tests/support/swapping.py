@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import threading
+import uuid
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,16 +15,17 @@ from reconciler.cli.wiring import _connect
 from runtime.backends.native import NativeBackend
 from runtime.engines.llamacpp import LlamaCppEngine
 from runtime.front.keeper import FrontKeeper, FrontSettings
+from runtime.health import HealthWatch
 from runtime.host import SystemClock, host_ports
 from runtime.models.simulated import SimulatedModelStore, SimulatedShelf
 from runtime.validation.record import record
 from runtime.validation.texts import PASSAGES
 from schemas.errors import EngineUnreachable
 from schemas.probe import ProbeDocument, Provenance
-from tests.support.builders import NODE_ID, assignment, manifest_digest, model, node, runtime, snapshot
+from tests.support.builders import assignment, manifest_digest, model, node, runtime, snapshot
 from tests.support.engines import NativeNode, small
 from tests.support.front import PATIENCE, dial, eventually
-from tests.support.simulated_node import LiteralDocuments, SimulatedNode
+from tests.support.simulated_node import LiteralDocuments, SimulatedNode, SteppingClock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from schemas.snapshot import SnapshotDocument
 
 PROMPTS = ("Hello", "one two three", "La la la", "?")
-WEAKER = ("filesystem", "memory", "network", "pids", "user")
+WEAKER = ("cpu", "filesystem", "memory", "network", "pids", "shm", "socket-size", "user")
 TOKENS = 6
 
 
@@ -84,12 +86,16 @@ class SwappingNode(SimulatedNode):
         """
         self.models = dict(zip(("a:v1", "b:v1"), models, strict=True))
         self.real_clock = FleetingClock()
+        # Processes of the host are found by it: tests that run at the same time must not meet.
+        self.mark = uuid.uuid4().hex
+        self.health_clock = SteppingClock()
+        """By which instances stand still: a test need not wait until they have for long."""
         self.answers: dict[tuple[str, str], str] = {}
         """By model and prompt: what the engine answers when it is asked directly."""
         self.sequence = 0
         self.folders = {manifest_digest(key): place for key, place in self.models.items()}
         probed = ProbedDocuments()
-        config = node(backends={"native": {"allowUnenforced": WEAKER}})
+        config = node(backends={"native": {"allowUnenforced": WEAKER}}, policy={"overlap": True})
         super().__init__(folder / "state", config=config, documents=probed)
         for key, place in self.models.items():
             native = NativeNode(folder / key[0])
@@ -122,22 +128,33 @@ class SwappingNode(SimulatedNode):
             self.node.adapters,
             ports=ports,
             store=Shelf(self.shelf, self.folders),
-            backends={"native": NativeBackend(run, network="testnet", node_id=NODE_ID, ports=ports)},
+            backends={"native": NativeBackend(run, network="testnet", node_id=self.mark, ports=ports)},
             engines={"llamacpp": LlamaCppEngine()},
             connect=_connect,
             front=self.keeper,
+            health=HealthWatch(self.health_clock),
         )
         self.node = replace(self.node, adapters=adapters)
         self.reconciler._node = self.node
 
-    def wish(self, key: str) -> SnapshotDocument:
-        """The next snapshot: one of the models serves."""
+    def wish(self, key: str, *, overlap: bool = False, **fields: Any) -> SnapshotDocument:
+        """The next snapshot: one of the models serves.
+
+        Args:
+            key: `name:version`.
+            overlap: whether it may be started beside the other one.
+            fields: of the runtime that differ.
+        """
         self.sequence += 1
         self.real_clock.ahead += timedelta(minutes=11)
         native = LlamaCppEngine().native()
         assert native is not None
-        allowed = {"allowUnenforced": WEAKER}
-        spec = runtime(version=native.version, isolation=allowed, engineArgs=json.loads(small().to_json()))  # type: ignore[attr-defined]
+        spec = runtime(
+            version=native.version,
+            isolation={"allowUnenforced": WEAKER, "overlap": overlap},
+            engineArgs=json.loads(small().to_json()),  # type: ignore[attr-defined]
+            **{"resources": {"memory": "256MiB"}, **fields},
+        )
         return snapshot(
             models=tuple(model(name[0]) for name in self.models),
             runtimes=(spec,),

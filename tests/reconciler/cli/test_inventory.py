@@ -11,6 +11,7 @@ from schemas.digests import digest_text
 from schemas.trust import SignatureFile
 from tests.reconciler.cli.test_snapshot_judging import node_status
 from tests.support.operators import NETWORK
+from tests.support.swapping import WEAKER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,7 @@ def inventory(network: Operator) -> Path:
     """Two nodes that could serve, and one that publishes nothing for plans."""
     folder = network.keys / "inventory"
     folder.mkdir()
-    backends = {"native": {"allowUnenforced": ["filesystem", "memory", "pids", "user"]}}
+    backends = {"native": {"allowUnenforced": list(WEAKER)}}
     for number in (1, 2):
         seen = node_status(labels={"zone": "a" if number == 1 else "b"})
         seen["node"] = f"0x{number:040x}"

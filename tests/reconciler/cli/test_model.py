@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from typing import TYPE_CHECKING
@@ -259,6 +260,20 @@ def test_a_runtime_in_containers(network: Operator) -> None:
     assert "gpu      vllm 0.32.0  container" in network.run("runtime", "list").stdout
 
 
+def test_a_runtime_of_any_openai_compatible_image(network: Operator) -> None:
+    """Its command is declared, word by word; it stays when something else is changed."""
+    command = '["/bin/serve", "--model={model}", "--uds", "{socket}"]'
+    network.run(
+        "runtime", "set", "any", "--engine", "openai", "--version", "1", "--image", IMAGE, "--mode", "container",
+        "--arg", f"command={command}", "--arg", "formats=[gguf]",
+    )  # fmt: skip
+    network.run("runtime", "set", "any", "--memory", "8GiB")
+    (found,) = runtimes(network)
+    assert found["engineArgs"]["command"] == json.loads(command)  # type: ignore[index]
+    assert found["engineArgs"]["health"] == "/health"  # type: ignore[index]
+    assert found["resources"]["memory"] == "8GiB"  # type: ignore[index]
+
+
 def test_a_runtime_keeps_what_is_not_given(network: Operator) -> None:
     """Changing one thing changes one line."""
     network.run("runtime", "set", "main", "--engine", "llamacpp", "--version", "1", "--arg", "contextSize=512")
@@ -318,6 +333,7 @@ def test_the_installed_version_is_the_default(network: Operator) -> None:
         ["main"],
         ["main", "--engine", "llamacpp", "--version", "1", "--mode", "container"],
         ["main", "--engine", "vllm"],
+        ["main", "--engine", "openai", "--version", "1", "--image", IMAGE, "--arg", "command=[/bin/sh, -c, x]"],
         ["main", "--engine", "llamacpp", "--version", "1", "--arg", "trustRemoteCode=true"],
         ["main", "--engine", "llamacpp", "--version", "1", "--arg", "contextSize"],
         ["main", "--engine", "llamacpp", "--version", "1", "--arg", "contextSize=many"],

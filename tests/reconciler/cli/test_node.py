@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
 
+from reconciler.chain import Issuer
 from reconciler.cli.main import cli
+from reconciler.identity import node_address
+from reconciler.journal import Journal
+from reconciler.memory import VoidReceipts
+from reconciler.state_dir import StateDir
 from runtime.host import SystemClock
 from schemas.errors import reasons
 from tests.desired_state.network import Repository, snapshot_text
+from tests.reconciler.test_journal import issue
 from tests.reconciler.test_source import fresh, successor
-from tests.support.builders import NOW
+from tests.support.builders import NOW, target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -187,3 +194,51 @@ def test_why_explains_every_reason_without_a_node(machine: Machine) -> None:
     document = json.loads(machine.run("why", "ModelCorrupt", "--json").output)
     assert document["retry"] == "backoff"
     assert document["do"]
+
+
+def test_audit_of_a_node_and_of_its_export_elsewhere(machine: Machine) -> None:
+    """The node's own chain holds; an export holds anywhere, and what somebody changed in it is found (exit 1)."""
+    machine.init()
+    machine.run(code=6)
+    state = StateDir(machine.folder / "state")
+    node = node_address(state)
+    with closing(Journal(state.journal)) as journal:
+        journal.chain.issuer = Issuer("testnet", node, "0.1.0")
+        journal.apply((issue(), VoidReceipts(target().manifest, "the driver is 2, not 1"), issue()), NOW)
+    report = json.loads(machine.run("audit", "--json").output)["reports"][0]
+    assert (report["statements"], report["signed"], report["pending"]) == (3, 0, 3)
+    assert report["findings"] == []
+    # The pass finds that the receipt is from another processor than this machine's, ends it, and signs everything.
+    machine.run(code=6)
+    text = machine.run("audit").output
+    assert "4 statements: 4 signed, 0 not signed yet" in text
+    assert "Nothing is proven now." in text
+    file = machine.folder / "export" / "receipts.json"
+    file.parent.mkdir()
+    assert "The chain holds." in machine.run("audit", "--export", str(file)).output
+    text = machine.run("audit", "--receipts", str(file), "--node", node.lower()).output
+    assert "The chain holds." in text
+    assert "claimed" not in text
+    assert "claimed by the export" in machine.run("audit", "--receipts", str(file.parent)).output
+    assert "WrongNode" in machine.run("audit", "--receipts", str(file), "--node", "0x" + "1" * 40, code=1).output
+    file.write_text(file.read_text().replace("the driver is 2", "the driver is 3"))
+    assert "WrongPrevious" in machine.run("audit", "--receipts", str(file), "--node", node, code=1).output
+    file.write_text("{}")
+    machine.run("audit", "--receipts", str(file), code=3)
+    machine.run("audit", "--node", node, code=64)
+    machine.run("audit", "--receipts", str(file), "--export", "x.json", code=64)
+
+
+def test_audit_of_a_journal_that_somebody_edited(machine: Machine) -> None:
+    """A row that says what no statement says is named, and so is one that is gone."""
+    machine.init()
+    machine.run(code=6)
+    state = StateDir(machine.folder / "state")
+    with closing(Journal(state.journal)) as journal:
+        journal.chain.issuer = Issuer("testnet", node_address(state), "0.1.0")
+        journal.apply((issue(), VoidReceipts(target().manifest, "changed"), issue(intent="b1")), NOW)
+        journal._db.execute("UPDATE receipts SET voided_at = NULL, void_cause = '' WHERE number = 1")
+    assert "WrongRow" in machine.run("audit", code=1).output
+    with closing(Journal(state.journal)) as journal:
+        journal._db.execute("DELETE FROM receipts WHERE number = 3")
+    assert "WrongHead" in machine.run("audit", code=1).output

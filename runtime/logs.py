@@ -1,0 +1,152 @@
+"""What instances printed: files that rotate, read as one, while they grow and after their instance is gone.
+
+Each instance has a folder with `output.log` and, once that was full, `output.log.1` before it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from pathlib import Path
+    from typing import Self
+
+    from schemas.ports import Files, Stop
+
+LOG: Final = "output.log"
+BEFORE: Final = "output.log.1"
+"""The file that grows, and the one that was full before it."""
+
+CHUNK: Final = 2**16
+LOOK_SECONDS: Final = 0.2
+"""Between two looks at a file that is followed: a person does not notice, and a look costs microseconds."""
+
+KEPT: Final = 16
+"""Folders that are kept of instances that are gone: the failures of the last days, in bounded space."""
+
+
+def instances(folder: Path) -> list[str]:
+    """Names of the instances that something is kept of, the one that printed last first."""
+    try:
+        found = [(_last(entry), entry.name) for entry in folder.iterdir() if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def _last(folder: Path) -> float:
+    try:
+        return (folder / LOG).stat().st_mtime
+    except OSError:
+        return folder.stat().st_mtime
+
+
+def prune(folder: Path, present: Collection[str], files: Files, *, keep: int = KEPT) -> None:
+    """Remove the oldest of what is kept of instances that are gone.
+
+    Args:
+        folder: of all instances' logs.
+        present: names of the instances that there are; theirs stay.
+        files: removes.
+        keep: how many stay of those that are gone.
+    """
+    gone = [name for name in instances(folder) if name not in present]
+    for name in gone[keep:]:
+        files.remove(folder / name)
+
+
+def read(folder: Path, *, lines: int) -> Iterator[bytes]:
+    """The last lines of what one instance printed.
+
+    Args:
+        folder: the instance's.
+        lines: how many; fewer where there are no more.
+    """
+    with _Reading(folder) as reading:
+        yield from reading.tail(lines)
+
+
+def follow(folder: Path, *, lines: int, stop: Stop, goes_on: Iterator[bool]) -> Iterator[bytes]:
+    """The last lines, and then all that comes, over rotations; ends with the instance.
+
+    Args:
+        folder: the instance's.
+        lines: as for `read`.
+        stop: ends it.
+        goes_on: whether the instance runs, asked anew at every look; what it printed last is still read.
+    """
+    with _Reading(folder) as reading:
+        yield from reading.tail(lines)
+        for runs in goes_on:
+            yield from reading.more()
+            if not runs or stop.wait(LOOK_SECONDS):
+                return
+
+
+class _Reading:
+    """A place in the growing file, which survives its being renamed: the descriptor is the file's, not the name's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def tail(self, lines: int) -> Iterator[bytes]:
+        """The last lines of both files; the place is then the end."""
+        self._open()
+        now = b"".join(self._rest())
+        wanted = now.splitlines(keepends=True)[-lines:] if lines else []
+        if len(wanted) < lines:
+            before = self._before()
+            # A line may have begun in the file before.
+            wanted = (before + now).splitlines(keepends=True)[-lines:]
+        yield from wanted
+
+    def more(self) -> Iterator[bytes]:
+        """What has come since."""
+        if self._descriptor < 0 and not self._open():
+            return
+        yield from self._rest()
+        if self._is_rotated():
+            # What came between the last read and the rotation is read before the new file is.
+            yield from self._rest()
+            self._close()
+            if self._open():
+                yield from self._rest()
+
+    def _rest(self) -> Iterator[bytes]:
+        while self._descriptor >= 0 and (data := os.read(self._descriptor, CHUNK)):
+            yield data
+
+    def _before(self) -> bytes:
+        try:
+            return (self._folder / BEFORE).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def _open(self) -> bool:
+        try:
+            self._descriptor = os.open(self._folder / LOG, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _is_rotated(self) -> bool:
+        try:
+            named = (self._folder / LOG).stat()
+        except FileNotFoundError:
+            return False
+        mine = os.fstat(self._descriptor)
+        return (named.st_dev, named.st_ino) != (mine.st_dev, mine.st_ino)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
