@@ -355,7 +355,7 @@ def _outlook(desired: Desired, status: NodeStatus, now: datetime, fetch: Counter
     for action in made.actions:
         if isinstance(action, DownloadModel):
             fetch[_host(action)] += action.to_fetch
-    target = choose(desired, observed, config).target
+    target = choose(desired, observed, config, now).target
     match = assigned(desired.document, status.node, labels_of(status))
     return NodeOutlook(
         node=status.node,

@@ -366,7 +366,7 @@ class Reconciler:
         drifted: bool,
     ) -> tuple[NodeStatus, int, Next | None]:
         node = self._node
-        choice = choose(desired, observed, node.config)
+        choice = choose(desired, observed, node.config, node.adapters.ports.clock.now())
         backend = node.adapters.backends.get(choice.target.backend) if choice.target else None
         if not plan.actions and not plan.held and choice.role == "desired":
             node.journal.set_fact("applied", plan.snapshot or "")

@@ -45,7 +45,7 @@ def plan(
         now: the time at which holds, windows and retests are judged.
         ignore_windows: a person at the node wants changes now, whatever the maintenance windows say.
     """
-    choice = detour(choose(desired, observed, node), desired, observed, now, ignore_windows=ignore_windows)
+    choice = detour(choose(desired, observed, node, now), desired, observed, now, ignore_windows=ignore_windows)
     situation = Situation(desired, observed, node, now, choice, ignore_windows)
     draft = Draft(held=list(choice.held), trace=list(choice.trace))
     if not observed.memory.suspended:

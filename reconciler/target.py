@@ -19,6 +19,7 @@ from schemas.target import ServingTarget, locked_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from reconciler.desired import Desired
     from schemas.node import NodeConfig
@@ -60,8 +61,15 @@ class _NotPossibleError(Exception):
         self.message = message
 
 
-def choose(desired: Desired, observed: Observed, node: NodeConfig) -> Choice:
-    """Decide what this node should serve."""
+def choose(desired: Desired, observed: Observed, node: NodeConfig, now: datetime | None = None) -> Choice:
+    """Decide what this node should serve.
+
+    Args:
+        desired: the snapshot, verified or a draft.
+        observed: what is there, and what is remembered.
+        node: the owner's configuration and policy.
+        now: the time at which a wait is judged; without it, waits are as if they were over.
+    """
     trace: list[Explanation] = []
     if desired.document is None:
         return Choice(None, "none", None, (), (), (_step("runtime", "no snapshot was accepted yet"),), assigned=False)
@@ -77,7 +85,7 @@ def choose(desired: Desired, observed: Observed, node: NodeConfig) -> Choice:
     except _NotPossibleError as refusal:
         held = Held(subject=serve[0].key, reason=refusal.reason, message=refusal.message)
         return _fall_back(desired.document, observed, None, serve, (held,), trace, assigned=True)
-    refused = _refused(desired.document, wanted, observed)
+    refused = _refused(desired.document, wanted, observed) or _untold(wanted, observed, now)
     if refused is not None:
         return _fall_back(desired.document, observed, wanted, serve, (refused,), trace, assigned=True)
     trace.append(_step("runtime", f"the snapshot's wish is followed: {wanted.model} on {wanted.engine}"))
@@ -280,6 +288,16 @@ def _refused(document: SnapshotDocument, target: ServingTarget, observed: Observ
         message=rejection.message,
         token=subject,
     )
+
+
+def _untold(target: ServingTarget, observed: Observed, now: datetime | None) -> Held | None:
+    """Why a target waits whose validation could not tell, while there is another one to serve meanwhile (I5, I6)."""
+    hold, good = observed.memory.holds.get(target.spec_digest), observed.memory.last_known_good
+    if hold is None or hold.reason != "ValidationInconclusive" or now is None or hold.until <= now:
+        return None
+    if good is None or good.target.spec_digest == target.spec_digest:
+        return None
+    return Held(subject=target.model, reason=hold.reason, message=hold.message, until=hold.until)
 
 
 def _fall_back(

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 _READ_LIMIT: Final = 2**16
+_INSTRUCTIONS: Final = (
+    *("amx_bf16", "avx512_bf16", "avx512f", "avx2", "avx"),
+    *("sve2", "sve", "bf16", "asimd"),
+)
+"""As the kernel names them, for amd64 and arm64, the widest first."""
 
 
 class HostHardware:
@@ -29,6 +34,7 @@ class HostHardware:
         self._folder = folder
         self._platform = platform_name()
         self._processor = _processor()
+        self._instructions = instructions()
         self._gpus: tuple[Gpu, ...] | None = None
 
     def read(self) -> Hardware:
@@ -50,6 +56,7 @@ class HostHardware:
             gpus=self._gpus or (),
             disk_free=usage.f_bavail * usage.f_frsize,
             memory_free=memory.get("MemAvailable", 0),
+            instructions=self._instructions,
         )
 
 
@@ -67,6 +74,17 @@ def _processor() -> str:
             if key.strip() == "model name":
                 return " ".join(value.split())
     return platform.machine()
+
+
+def instructions() -> str:
+    """The widest of the processor's instructions that engines have kernels of their own for (proc_cpuinfo(5))."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - kernel file
+        for line in file.read(_READ_LIMIT).splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                has = set(value.split())
+                return next((name for name in _INSTRUCTIONS if name in has), "")
+    return ""
 
 
 def _memory() -> dict[str, int]:
@@ -110,6 +128,7 @@ def _gpu(nvml: Any, handle: Any, driver: str) -> Gpu:
         name=_text(nvml.nvmlDeviceGetName(handle)),
         memory=int(memory.total),
         driver=driver,
+        capability=".".join(str(part) for part in nvml.nvmlDeviceGetCudaComputeCapability(handle)),
         memory_free=int(getattr(memory, "free", 0)),
     )
 

@@ -8,7 +8,7 @@ Every method may be called again after a crash at any point: each is idempotent,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from runtime.front.route import Route
+    from runtime.validation.evidence import TopTokens
     from schemas.manifest import ManifestDocument
     from schemas.observation import (
         FrontSeen,
@@ -270,6 +271,10 @@ class EngineConnection(Protocol):
         ...
 
 
+Answers = Literal["render", "tokenize", "force", "sample", "chat"]
+"""What validation can ask of an engine beyond greedy continuations, which every engine gives."""
+
+
 @dataclass(frozen=True, slots=True)
 class Activity:
     """What an engine says that it is doing, in one answer's time."""
@@ -287,6 +292,8 @@ class Engine(Protocol):
     """What is run: how it is started, how ready looks, how it is asked. Stateless."""
 
     name: str
+    answers: frozenset[Answers]
+    """Which of the methods below it has an answer to; the others are never called."""
     formats: frozenset[str]
     """Manifest formats that it loads."""
     distributions: tuple[str, ...]
@@ -320,8 +327,28 @@ class Engine(Protocol):
         """
         ...
 
-    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    def render(
+        self, connection: EngineConnection, messages: Sequence[ChatMessage], *, tools: Sequence[JsonValue] = ()
+    ) -> tuple[int, ...]:
         """Token ids of a rendered conversation, with the generation prompt.
+
+        Args:
+            connection: the instance.
+            messages: the conversation.
+            tools: functions that the model may call, as OpenAI's API describes them.
+
+        Raises:
+            EngineUnreachable.
+        """
+        ...
+
+    def tokenize(self, connection: EngineConnection, text: str, *, special: bool) -> tuple[int, ...]:
+        """Token ids of a plain text.
+
+        Args:
+            connection: the instance.
+            text: the text, in which nothing is taken for a control token.
+            special: whether what the vocabulary puts around a text is added (a beginning of sequence).
 
         Raises:
             EngineUnreachable.
@@ -335,6 +362,71 @@ class Engine(Protocol):
             connection: the instance.
             prompt: token ids.
             tokens: how many to generate; fewer come back when the model ends by itself.
+
+        Raises:
+            EngineUnreachable.
+        """
+        ...
+
+    def text(self, connection: EngineConnection, tokens: Sequence[int]) -> str:
+        """What token ids say, as far as they are characters; asked for when a probe is recorded.
+
+        Raises:
+            EngineUnreachable.
+        """
+        ...
+
+    def force(
+        self, connection: EngineConnection, prompt: Sequence[int], forced: Sequence[int]
+    ) -> tuple[TopTokens, ...]:
+        """The model's next-token distribution at each of these tokens, as if it had written the ones before.
+
+        Args:
+            connection: the instance.
+            prompt: token ids, at least one.
+            forced: token ids that stand after the prompt, at least one, none that ends generation.
+
+        Returns:
+            One per position, each saying which token stood there: an engine that does not do as it is told shows in
+            other tokens, or fewer.
+
+        Raises:
+            EngineUnreachable: it does not answer, or not with distributions.
+        """
+        ...
+
+    def sample(
+        self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int, seed: int, temperature: float
+    ) -> tuple[int, ...]:
+        """A continuation as clients get it: caches allowed, drawn from the whole distribution at a temperature.
+
+        Args:
+            connection: the instance.
+            prompt: token ids.
+            tokens: how many to generate; fewer come back when the model ends by itself.
+            seed: decides what is drawn.
+            temperature: 0 draws the likeliest.
+
+        Raises:
+            EngineUnreachable.
+        """
+        ...
+
+    def chat(
+        self,
+        connection: EngineConnection,
+        messages: Sequence[ChatMessage],
+        *,
+        schema: Mapping[str, JsonValue],
+        call: bool,
+    ) -> str:
+        """The text of an answer that was asked to have a form; empty where there is none.
+
+        Args:
+            connection: the instance.
+            messages: the conversation.
+            schema: JSON Schema of the answer.
+            call: whether it should be the arguments of a function call.
 
         Raises:
             EngineUnreachable.

@@ -8,7 +8,8 @@
     |  `- DocumentError      names file, line and field
     |     `- MalformedDocument, LimitExceeded, MissingDocument, DigestMismatch
     |- Transient             exit 1   tried again with backoff
-    |  `- SourceUnreachable, DownloadFailed, BackendUnavailable, EngineUnreachable, DaemonUnreachable, NotDelivered
+    |  `- SourceUnreachable, DownloadFailed, BackendUnavailable, EngineUnreachable, DaemonUnreachable, NotDelivered,
+    |     ValidationInconclusive
     |- Terminal              exit 1   the same attempt would fail again: its subject waits for a change or a `retry`
     |  `- ModelCorrupt, ImageUnavailable, EnvironmentUnavailable, EnvironmentChanged, StartFailed, NotReadyInTime,
     |     ValidationFailed, Incompatible, SignatureRefused, IsolationRefused
@@ -276,6 +277,14 @@ class BackendUnavailable(Transient):
 
     Do: start the container engine, or correct its socket in node.yaml. Nothing is started or removed until it
     answers.
+    """
+
+
+class ValidationInconclusive(Transient):
+    """The running model's answers neither pass its probe nor fail it, up to the last look.
+
+    Do: nothing, if it passes: what served before goes on, and it is tried again. Where it stays, the probe was not
+    calibrated for this node's processor or GPU: `reconcile probe record --onto` adds that.
     """
 
 

@@ -54,6 +54,8 @@ class Gpu:
     memory: int
     """Total memory, bytes."""
     driver: str
+    capability: str = field(default="", compare=False)
+    """Compute capability (`9.0`): the same machine also where it was not asked for."""
     memory_free: int = field(default=0, compare=False)
     """Memory that nobody uses now, bytes; 0 where that is not known."""
 
@@ -83,6 +85,13 @@ class Hardware:
     gpus: tuple[Gpu, ...] = ()
     disk_free: int = field(default=0, compare=False)
     memory_free: int = field(default=0, compare=False)
+    instructions: str = field(default="", compare=False)
+    """The widest instructions that engines have kernels for: `avx512f`. Part of what the processor is."""
+
+    @property
+    def architecture(self) -> str:
+        """What decides how its processor rounds: `amd64/avx512f`."""
+        return "/".join(part for part in (self.platform.partition("/")[2], self.instructions) if part)
 
     @property
     def accelerator(self) -> str:

@@ -6,7 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Count, Digest, Document, Duration, Frozen, ImageRef, ModelKey, Size, Text, Time, Url, Version
+from schemas.base import (
+    Count,
+    Digest,
+    Document,
+    Duration,
+    Frozen,
+    ImageRef,
+    ModelKey,
+    Name,
+    Size,
+    Text,
+    Time,
+    Url,
+    Version,
+)
 from schemas.snapshot import EngineName, FileRef
 from schemas.target import BackendName, FrontLimits, ServingTarget
 
@@ -179,6 +193,10 @@ class ValidateModel(_Action):
     role: Literal["desired", "last-known-good", "trial"]
     snapshot: Digest
     """The snapshot that wants it."""
+    tasks: tuple[Name, ...] = ()
+    """What the model is said to be for."""
+    inconclusive: Literal["retry", "reject"] = "retry"
+    """What becomes of it when its answers cannot tell."""
 
 
 class StartFront(_Action):

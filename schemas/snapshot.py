@@ -450,6 +450,9 @@ class Windows(Frozen):
 class ValidationPolicy(Frozen):
     """Validation inference."""
 
+    inconclusive: Literal["retry", "reject"] = "retry"
+    """`retry`: nothing is held against the model; what served before goes on, and it is tried again with backoff.
+    `reject`: it counts as failed, and is remembered."""
     installed: bool = False
     """Whether models that are assigned and not served are validated as well: each is a swap there and one back, made
     in a swap window and a quiet moment. Without it they are `Pending` until they serve."""

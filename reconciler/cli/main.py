@@ -54,6 +54,7 @@ SECTIONS: Final = {
         "notify": Lazy("reconciler.cli.node:notify", "Tell a running daemon to look at once."),
         "verify": Lazy("reconciler.cli.store:verify", "Hash stored models again, now."),
         "doctor": Lazy("reconciler.cli.doctor:doctor", "Look for what keeps this node from working."),
+        "validate": Lazy("reconciler.cli.validating:validate", "Run the probe against what serves, and show it."),
         "audit": Lazy("reconciler.cli.audit:audit", "Verify receipts of validation, anywhere."),
         "gc": Lazy("reconciler.cli.store:gc", "Remove what is no longer listed, after its grace."),
         "retry": Lazy("reconciler.cli.node:retry", "Forget remembered failures and try again."),

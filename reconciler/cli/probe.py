@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,10 @@ import click
 from reconciler.cli.console import next_steps, plural, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from runtime.interfaces import Backend, Engine, EngineConnection
     from schemas.manifest import ManifestDocument
-    from schemas.ports import Ports
     from schemas.probe import ProbeSpec
-    from schemas.target import ServingTarget
 
-START_SECONDS = 600
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group()
@@ -34,41 +28,66 @@ def probe() -> None:
 @click.option("--engine", "engine_name", default="llamacpp", show_default=True, help="The engine to record from.")
 @click.option("--repo", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path), help="The network.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write [default: probes/NAME-VERSION.yaml].")
+@click.option("--onto", type=FILE, help="Add this engine's thresholds to a recorded probe, and ask what it asks.")
+@click.option("--golden", is_flag=True, help="With --onto: add this engine build's own answers as well.")
+@click.option("--reference", type=click.Choice(["transformers"]), help="Take log-probabilities from this instead.")
+@click.option("--reference-python", type=FILE, help="Interpreter that has torch and transformers [default: this one].")
+@click.option("--passages", type=FILE, help="Texts to force instead of the built-in ones, with a blank line between.")
+@click.option("--margin", default=1.3, show_default=True, type=click.FloatRange(1.3, 100), help="On honest spread.")
+@click.option(
+    "--false-rejects", default=0.001, show_default=True, type=click.FloatRange(1e-5, 0.1), help="Their share."
+)
 @click.option("--context-size", default=512, show_default=True, type=click.IntRange(64), help="Tokens of context.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engine.")
 @click.option("--image", help="Record from a container of this image (name@sha256:...) instead of natively.")
 @click.option("--docker-socket", default="/var/run/docker.sock", show_default=True)
-def record(key: str, model_path: Path, engine_name: str, repo: Path, out: Path | None, **given: Any) -> None:
+def record(key: str, engine_name: str, repo: Path, out: Path | None, onto: Path | None, **given: Any) -> None:
     """Start the engine on the model's files, ask it, and write what it answered.
+
+    It is asked again under other circumstances that are just as honest: another order, load, threads, batches. How far
+    its answers spread then becomes the thresholds for this engine on this kind of processor or GPU.
 
     Do this on a machine that you trust, with the files that the manifest describes: every node is judged by it.
     """
+    from reconciler.cli.momentary import Subject
+    from reconciler.cli.recording import Recorder
     from runtime.engines.registry import engines
     from runtime.host import host_ports
-    from runtime.validation.record import record as ask
     from schemas.errors import UsageError
-    from schemas.probe import Provenance
 
     known = engines()
     if engine_name not in known:
         raise UsageError(f"{engine_name!r} is not an engine of this agent: {', '.join(sorted(known))}")
+    if given["golden"] and onto is None:
+        raise UsageError("--golden adds to a recorded probe: name it with --onto")
+    if onto is not None and given["reference"]:
+        raise UsageError("--onto compares with the reference that the probe has: it takes no --reference")
     manifest, digest = _manifest(repo, key)
+    model_path = given["model_path"]
     _check_bytes(manifest, model_path, key)
     engine, ports = known[engine_name], host_ports()
     version = given["image"] or (installed.version if (installed := engine.native()) else "")
     if not version:
         raise UsageError(f"{engine_name} is not installed here; record from an image with --image")
-    recorded = Provenance(engine=engine_name, version=version, manifest=digest, machine=_processor())
-    with _running(engine, manifest, digest, key, model_path, ports, given) as connection:
-        spec = ask(engine, connection, recorded)
-    name = key.replace(":", "-").lower().replace(".", "-").replace("_", "-")
-    path = out or repo / "probes" / f"{name}.yaml"
+    subject = Subject(engine, version, manifest, digest, key, model_path, given["image"], given["docker_socket"])
+    recorder = Recorder(subject, ports, given)
+    before = _onto(onto, key, digest) if onto is not None else None
+    spec = recorder.new() if before is None else recorder.onto(before, golden=given["golden"])
+    path = out or onto or repo / "probes" / f"{_name(key)}.yaml"
     ports.files.make_folder(path.parent)
-    ports.files.write(path, _text(name, key, spec).encode())
+    ports.files.write(path, _text(_name(key), key, spec).encode())
+    said = spec.recorded
     say(
-        f"Wrote {path}: {plural(len(spec.tokenizer), 'tokenizer case')}, {plural(len(spec.greedy), 'greedy case')}, "
-        f"{sum(len(case.tokens) for case in spec.greedy)} tokens, recorded from {engine_name}."
+        f"Wrote {path}: {plural(len(spec.tokenizer) + len(spec.texts), 'tokenizer case')}, "
+        f"{plural(len(spec.greedy), 'greedy case')}, {plural(len(spec.forced), 'forced case')} of "
+        f"{sum(len(case.tokens) for case in spec.forced)} tokens, recorded from {said.engine}."
     )
+    for item in (*spec.calibrations, *(golden.calibration for golden in spec.goldens)):
+        last = item.looks[-1]
+        say(
+            f"Thresholds for {item.engine} ({item.dtype}) on {item.architecture}: variance {last.reject:g} after "
+            f"{last.tokens} tokens, from {plural(item.runs, 'honest run')}."
+        )
     _bind(repo, key, path)
 
 
@@ -88,106 +107,18 @@ def show(file: Path) -> None:
     for case in document.spec.tokenizer:
         said = case.messages[-1].content.replace("\n", " ")[:50]
         say(f"tokenizer  {plural(len(case.messages), 'turn')}, ends {said!r}: {plural(len(case.tokens), 'token')}")
+    for item in document.spec.calibrations:
+        looks = ", ".join(f"{look.reject:g} after {look.tokens}" for look in item.looks)
+        say(f"thresholds {item.engine} ({item.dtype}) on {item.architecture}: variance {looks} tokens")
+    for golden in document.spec.goldens:
+        say(f"golden     {golden.calibration.engine} {golden.calibration.version} on {golden.calibration.architecture}")
+    for forced in document.spec.forced:
+        say(f"forced     {plural(len(forced.prompt), 'token')} of prompt, {plural(len(forced.tokens), 'token')} forced")
     for greedy in document.spec.greedy:
         say(f"greedy     {plural(len(greedy.prompt), 'token')} of prompt: {' '.join(map(str, greedy.tokens[:8]))} ...")
 
 
-# --- a model, running for a moment --------------------------------------------------------------------------------
-
-
-@contextmanager
-def _running(
-    engine: Engine,
-    manifest: ManifestDocument,
-    digest: str,
-    key: str,
-    model_path: Path,
-    ports: Ports,
-    given: dict[str, Any],
-) -> Iterator[EngineConnection]:
-    """An instance of the engine on the model's files, gone afterwards."""
-    from tempfile import TemporaryDirectory
-
-    from runtime.connection import UnixConnection
-    from runtime.interfaces import SOCKET_NAME, InstanceSpec
-    from runtime.starting import start_instance
-
-    intent = ports.randomness.token(6)
-    name = f"reconcile-record-{intent}"
-    with TemporaryDirectory(prefix="reconcile-") as folder:
-        root = Path(folder)
-        socket_folder, log_folder = root / "run" / name, root / "logs"
-        for path in (socket_folder, log_folder):
-            path.mkdir(parents=True, mode=0o755)
-        target = _target(engine, digest, key, given)
-        backend = _backend(root, given, ports)
-        model_folder = model_path.absolute() if model_path.is_dir() else _alone(model_path, root / "model")
-        view = backend.view(model_folder=model_folder, socket_folder=socket_folder)
-        spec = InstanceSpec(
-            name=name,
-            intent=intent,
-            network="record",
-            node_id="record",
-            target=target,
-            launch=engine.launch(target, manifest, view),
-            model_folder=model_folder,
-            socket_folder=socket_folder,
-            log_folder=log_folder,
-            log_limit=2**22,
-        )
-        connection = UnixConnection(socket_folder / SOCKET_NAME, is_peer=lambda pid: backend.is_peer(name, pid))
-        try:
-            start_instance(backend, engine, spec, connection, clock=ports.clock, stop=ports.stop)
-            yield connection
-        finally:
-            backend.stop(name, grace=1)
-            backend.remove(name)
-
-
-def _alone(file: Path, folder: Path) -> Path:
-    """A folder that holds this file and no other: an engine is given folders, and refuses to choose among models."""
-    import shutil
-
-    folder.mkdir()
-    target = folder / file.name
-    try:
-        target.hardlink_to(file.resolve())
-    except OSError:  # another file system
-        shutil.copyfile(file, target)
-    return folder
-
-
-def _backend(root: Path, given: dict[str, Any], ports: Ports) -> Backend:
-    if given["image"]:
-        from runtime.backends.docker_api import ContainerEngine
-
-        return ContainerEngine("docker", socket=given["docker_socket"], network="record", node_id="record", ports=ports)
-    from runtime.backends.native import NativeBackend
-
-    return NativeBackend(root / "run", network="record", node_id="record", ports=ports)
-
-
-def _target(engine: Engine, digest: str, key: str, given: dict[str, Any]) -> ServingTarget:
-    from schemas.snapshot import FileRef, Isolation, LlamaCppArgs, Resources, Timeouts
-    from schemas.target import ServingTarget
-
-    installed = engine.native()
-    return ServingTarget(
-        runtime="record",
-        engine=engine.name,  # type: ignore[arg-type] # one of the registry's names
-        version=installed.version if installed else "0",
-        mode="container" if given["image"] else "native",
-        backend="docker" if given["image"] else "native",
-        image=given["image"],
-        environment=installed.environment if installed else None,
-        engine_args=LlamaCppArgs(context_size=given["context_size"], threads=given["threads"]),
-        isolation=Isolation(),
-        resources=Resources(),
-        timeouts=Timeouts(start=START_SECONDS),
-        model=key,
-        manifest=digest,
-        probe=FileRef(path="probes/none.yaml", digest=digest),
-    )
+# --- inside -------------------------------------------------------------------------------------------------------
 
 
 def _manifest(repo: Path, key: str) -> tuple[ManifestDocument, str]:
@@ -240,10 +171,19 @@ def _bind(repo: Path, key: str, path: Path) -> None:
     next_steps(f"reconcile model add PATH --name NAME --version VERSION --probe {path}")
 
 
-def _processor() -> str:
-    from runtime.hardware import HostHardware
+def _onto(path: Path, key: str, digest: str) -> ProbeSpec:
+    """A recorded probe of the same model."""
+    from desired_state.load import parse_probe
+    from schemas.errors import UsageError
 
-    return HostHardware(Path("/")).read().accelerator
+    document = parse_probe(path.read_bytes(), file=str(path))
+    if document.metadata.model != key or document.spec.recorded.manifest != digest:
+        raise UsageError(f"{path} was recorded from {document.metadata.model}, with another manifest than {key} has")
+    return document.spec
+
+
+def _name(key: str) -> str:
+    return key.replace(":", "-").lower().replace(".", "-").replace("_", "-")
 
 
 def _text(name: str, key: str, spec: ProbeSpec) -> str:
@@ -261,9 +201,12 @@ def _text(name: str, key: str, spec: ProbeSpec) -> str:
         "  recorded:",
         *(f"    {field}: {json.dumps(value)}" for field, value in document["recorded"].items()),
     ]
-    for kind in ("tokenizer", "greedy"):
-        lines.append(f"  {kind}:")
-        for case in document[kind]:
+    if document.get("limits"):
+        lines.append(f"  limits: {json.dumps(document['limits'])}")
+    for kind in ("tokenizer", "texts", "greedy", "forced", "calibrations", "goldens"):
+        if document.get(kind):
+            lines.append(f"  {kind}:")
+        for case in document.get(kind, ()):
             fields = list(case.items())
             lines.append(f"    - {fields[0][0]}: {json.dumps(fields[0][1], ensure_ascii=False)}")
             lines += [f"      {field}: {json.dumps(value)}" for field, value in fields[1:]]

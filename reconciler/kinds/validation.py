@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Literal
 
 from reconciler.kinds.base import Kind
 from reconciler.kinds.runtime import instance_name, serving_instance
@@ -11,9 +11,9 @@ from reconciler.proof import retest
 from reconciler.target import good_for
 from reconciler.trial import candidates
 from runtime.interfaces import SOCKET_NAME
-from runtime.validation.judge import judge
-from runtime.validation.run import run_probe
-from schemas.errors import ValidationFailed
+from runtime.validation.platform import platform_of
+from runtime.validation.run import validate
+from schemas.errors import ValidationFailed, ValidationInconclusive
 from schemas.observation import LastKnownGood
 from schemas.plan import Action, StartInstance, ValidateModel
 from schemas.receipt import ReceiptSubject
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from reconciler.proof import Retest
     from schemas.observation import Instance, Receipt
     from schemas.target import ServingTarget
-
-STRENGTH: Final = "token-ids"
-"""What the probe compares: exact ids of rendered conversations and of greedy continuations."""
 
 
 def diff(situation: Situation, draft: Draft) -> None:
@@ -64,8 +61,22 @@ def _add(situation: Situation, draft: Draft, target: ServingTarget, cause: str, 
             target=target,
             role="desired" if role == "none" else role,
             snapshot=good.snapshot if good is not None else situation.desired.digest,
+            tasks=_tasks(situation, target),
+            inconclusive=_inconclusive(situation),
         )
     )
+
+
+def _tasks(situation: Situation, target: ServingTarget) -> tuple[str, ...]:
+    """What the snapshot says that the model is for; nothing for one that it no longer lists."""
+    document = situation.desired.document
+    models = document.spec.models if document is not None else ()
+    return next((spec.requires.tasks for spec in models if spec.manifest.digest == target.manifest), ())
+
+
+def _inconclusive(situation: Situation) -> Literal["retry", "reject"]:
+    document = situation.desired.document
+    return document.spec.policy.validation.inconclusive if document is not None else "retry"
 
 
 def _is_leaving(draft: Draft, instance: Instance) -> bool:
@@ -121,6 +132,7 @@ def perform(action: Action, context: Context) -> Changes:
 
     Raises:
         ValidationFailed: it did not answer as expected.
+        ValidationInconclusive: its answers do not tell.
         EngineUnreachable: it did not answer.
     """
     if not isinstance(action, ValidateModel):
@@ -131,7 +143,18 @@ def perform(action: Action, context: Context) -> Changes:
     name = instance_name(context.node.network, intent)
     connection = adapters.connect(backend, name, adapters.run_folder / name / SOCKET_NAME)
     probe = adapters.documents.probe(target.probe.digest)
-    verdict = judge(probe, run_probe(engine, connection, probe, stop=adapters.ports.stop))
+    verdict, _ = validate(
+        engine,
+        connection,
+        probe,
+        platform=platform_of(target, context.hardware),
+        seed=adapters.ports.randomness.token(16),
+        clock=adapters.ports.clock,
+        stop=adapters.ports.stop,
+        tasks=action.tasks,
+    )
+    if verdict.outcome == "inconclusive" and action.inconclusive == "retry":
+        raise ValidationInconclusive(f"{target.model}: {verdict.message}")
     if verdict.outcome != "pass":
         raise ValidationFailed(f"{target.model}: {verdict.message}", evidence=verdict.evidence)
     now = adapters.ports.clock.now()
@@ -146,7 +169,7 @@ def perform(action: Action, context: Context) -> Changes:
     )
     subject = ReceiptSubject.of(target, context.hardware)
     changes: Changes = (
-        IssueReceipt(subject, intent, verdict.evidence, verdict.message, strength=STRENGTH),
+        IssueReceipt(subject, intent, verdict.evidence, verdict.message, strength=verdict.strength),
         put,
         DropHold(target.spec_digest),
         Note("Normal", "ModelValidated", f"{target.model} {verdict.message}", subject=target.model),

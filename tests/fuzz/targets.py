@@ -390,10 +390,15 @@ class Engine:
         return self.content.decode(errors="replace")
 
 
+VLLM = VllmEngine()
+
+
 @target(
     b'{"status": "ok", "prompt": "x", "tokens": [1, 2]}',
     b'{"tokens": [-1, true, 1e400]}',
     b"[" * 200,
+    b'{"tokens": [2], "completion_probabilities": [{"id": 2, "logprob": -1, "top_logprobs": [{"id": 2}]}]}',
+    b'{"choices": [{"prompt_token_ids": [1, 2, 3], "prompt_logprobs": [null, {"2": {"logprob": -1}}, {}]}]}',
     b'{"data": [{"id": "m"}], "usage": {"prompt_tokens": 1}, "choices": [{"message": {"content": "x"}}]}',
     b'vllm:num_requests_running{engine="0"} 1e300\nllamacpp:requests_processing 1e\n',
 )
@@ -404,6 +409,8 @@ def engine_answer(content: bytes) -> None:
         lambda: engine.ready(answering),
         lambda: engine.render(answering, ()),
         lambda: engine.greedy(answering, (1,), tokens=4),
+        lambda: engine.force(answering, (1,), (2, 3)),
+        lambda: VLLM.force(answering, (1,), (2, 3)),
         lambda: engine.activity(answering),
         lambda: VllmEngine().activity(answering),
         lambda: OpenAIEngine().render(answering, ()),

@@ -36,6 +36,7 @@ class FakeNvml(SimpleNamespace):
             "nvmlDeviceGetUUID": lambda handle: f"GPU-{9 - handle}".encode(),
             "nvmlDeviceGetName": lambda _: "NVIDIA H100",
             "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(total=80 * 2**30),
+            "nvmlDeviceGetCudaComputeCapability": lambda _: (9, 0),
         }
         super().__init__(closed=False, **{**calls, **changes})
 
@@ -89,6 +90,7 @@ def test_gpus_come_by_uuid(tmp_path: Path, driver: Any) -> None:
         Gpu("GPU-8", "NVIDIA H100", 80 * 2**30, "580.1"),
         Gpu("GPU-9", "NVIDIA H100", 80 * 2**30, "580.1"),
     )
+    assert [gpu.capability for gpu in HostHardware(tmp_path).read().gpus] == ["9.0", "9.0"]
     assert nvml.closed
 
 

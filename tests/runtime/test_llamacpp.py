@@ -14,6 +14,7 @@ import pytest
 from runtime.engines.llamacpp import PROGRAM, LlamaCppEngine
 from runtime.engines.registry import engines
 from runtime.interfaces import Activity, EngineView
+from runtime.validation.evidence import FLOOR, TOP, TopTokens
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.probe import ChatMessage
 from schemas.snapshot import LlamaCppArgs, Resources, VllmArgs
@@ -35,6 +36,7 @@ ENGINE = LlamaCppEngine()
 VIEW = EngineView("/srv/model", "engine.sock")
 MANIFEST = make_model({"m.gguf": b"GGUF"}).manifest
 HELLO = (ChatMessage(role="user", content="ba be bi bo bu"),)
+GOOD_LIST: list[Any] = [{"id": 9, "logprob": -0.5}, {"id": 7, "logprob": -1.0}]
 
 
 def flags(**fields: Any) -> dict[str, str]:
@@ -147,6 +149,48 @@ class TestAnswers:
         assert (method, path) == ("POST", "/completion")
         assert isinstance(body, dict)
         assert (body["prompt"], body["n_predict"], body["temperature"], body["cache_prompt"]) == ([1, 2], 4, 0, False)
+
+    def test_tokens_are_forced_by_a_grammar_of_nothing_else(self) -> None:
+        """One request; the distribution is the model's own, not what the grammar left of it."""
+        listed: list[JsonValue] = [{"id": 8, "logprob": -2.0}, {"id": 9, "logprob": -0.2}]
+        told: list[JsonValue] = [{"id": token, "logprob": -3.4e38, "top_logprobs": listed} for token in (7, 5)]
+        engine = Scripted({"tokens": [7, 5], "completion_probabilities": told})
+        found = ENGINE.force(engine, (1, 2), (7, 5))
+        assert found[0] == TopTokens(7, FLOOR, (9, 8), (-0.2, -2.0))
+        ((_, path, body),) = engine.asked
+        assert path == "/completion"
+        assert isinstance(body, dict)
+        assert (body["grammar"], body["n_predict"], body["n_probs"]) == ("root ::= <[7]> <[5]>", 2, TOP)
+        assert (body["post_sampling_probs"], body["cache_prompt"]) == (False, False)
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            None,
+            {"id": 7, "logprob": -1.0},
+            {"id": 8, "logprob": -1.0, "top_logprobs": []},
+            {"id": 7, "logprob": "x", "top_logprobs": GOOD_LIST},
+            {"id": 7, "logprob": 0.5, "top_logprobs": GOOD_LIST},
+            {"id": 7, "logprob": True, "top_logprobs": GOOD_LIST},
+            {"id": 7, "logprob": 1e400, "top_logprobs": GOOD_LIST},
+            {"id": 7, "logprob": -1.0, "top_logprobs": []},
+            {"id": 7, "logprob": -1.0, "top_logprobs": [*GOOD_LIST, "x"]},
+            {"id": 7, "logprob": -1.0, "top_logprobs": [*GOOD_LIST, {"id": -1, "logprob": -1.0}]},
+            {"id": 7, "logprob": -1.0, "top_logprobs": [*GOOD_LIST, {"id": 9, "logprob": -1.0}]},
+            {"id": 7, "logprob": -1.0, "top_logprobs": [*GOOD_LIST, {"id": 3, "logprob": None}]},
+        ],
+    )
+    def test_what_is_no_distribution_is_not_taken_for_one(self, entry: JsonValue) -> None:
+        """Each way in which a broken or hostile engine can answer something else; nothing of it is computed with."""
+        with pytest.raises(EngineUnreachable):
+            ENGINE.force(Scripted({"tokens": [7], "completion_probabilities": [entry]}), (1,), (7,))
+
+    def test_each_written_token_has_its_distribution(self) -> None:
+        """More or fewer are no answer."""
+        with pytest.raises(EngineUnreachable, match="each token"):
+            ENGINE.force(Scripted({"tokens": [7], "completion_probabilities": []}), (1,), (7,))
+        with pytest.raises(EngineUnreachable, match="2 tokens, 1 were"):
+            ENGINE.force(Scripted({"tokens": [7, 7], "completion_probabilities": []}), (1,), (7,))
 
     def test_rendering_needs_a_prompt(self) -> None:
         """A template endpoint that answers something else is no answer."""
@@ -279,6 +323,26 @@ class TestReal:
             question: JsonValue = {"messages": turns, "max_tokens": 16, "temperature": 0}
             chat: Any = connection.request("POST", "/v1/chat/completions", question, timeout=60)
             assert chat["choices"][0]["message"]["content"].strip() == text["content"].strip()
+
+    def test_forced_tokens_come_with_what_the_model_thinks_of_them(
+        self, node: NativeNode, tiny_model: Callable[[int], Path]
+    ) -> None:
+        """Written as told, twenty a position, the same each time, and the likeliest is what greedy would write."""
+        with node.running(tiny_model(1)) as connection:
+            eventually(lambda: self.ready(connection), "llama.cpp is ready")
+            prompt = ENGINE.render(connection, HELLO)
+            greedy = ENGINE.greedy(connection, prompt, tokens=8)
+            found = ENGINE.force(connection, prompt, greedy)
+            assert tuple(position.forced for position in found) == greedy
+            assert tuple(position.ids[0] for position in found) == greedy
+            assert all(len(position.ids) == len(position.logprobs) == TOP for position in found)
+            other = tuple(reversed(greedy))
+            unlikely = ENGINE.force(connection, prompt, other)
+            assert tuple(position.forced for position in unlikely) == other
+            # What comes before a position decides, not what stands there.
+            assert unlikely[0].ids == found[0].ids
+            assert unlikely[-1].ids != found[-1].ids
+            assert ENGINE.force(connection, prompt, other) == unlikely
 
     def test_its_activity_moves_while_it_writes(self, node: NativeNode, tiny_model: Callable[[int], Path]) -> None:
         """Idle at first; then one running and one waiting, and tokens of an answer that has not ended; idle again."""

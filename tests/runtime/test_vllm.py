@@ -10,6 +10,7 @@ import pytest
 from runtime.engines.registry import engines
 from runtime.engines.vllm import MODULE, VllmEngine
 from runtime.interfaces import Activity, EngineView, Launch
+from runtime.validation.evidence import FLOOR, TopTokens
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.probe import ChatMessage
 from schemas.snapshot import LlamaCppArgs, VllmArgs
@@ -139,6 +140,47 @@ class TestAnswers:
         """Each way in which a broken or hostile engine can answer something else."""
         with pytest.raises(EngineUnreachable):
             ENGINE.greedy(Scripted(answer), (1,), tokens=2)
+
+    def test_forced_tokens_are_a_prompt(self) -> None:
+        """One pass; twenty at each position, and the token that stands there wherever it ranks."""
+        first: JsonValue = {"9": {"logprob": -0.5}, "8": {"logprob": -1.5}, "3": {"logprob": -9999.0}}
+        second: JsonValue = {"4": {"logprob": -0.1}, "8": {"logprob": -2.5}}
+        choice: JsonValue = {"prompt_token_ids": [1, 2, 3, 4], "prompt_logprobs": [None, {}, first, second]}
+        scripted = Scripted({"choices": [choice]})
+        found = ENGINE.force(scripted, (1, 2), (3, 4))
+        assert found[0] == TopTokens(3, FLOOR, (9, 8, 3), (-0.5, -1.5, FLOOR))
+        assert found[1] == TopTokens(4, -0.1, (4, 8), (-0.1, -2.5))
+        ((_, path, body),) = scripted.asked
+        assert path == "/v1/completions"
+        assert isinstance(body, dict)
+        assert (body["prompt"], body["prompt_logprobs"], body["max_tokens"]) == ([1, 2, 3, 4], 20, 1)
+        assert body["cache_salt"]
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"prompt_token_ids": None},
+            {"prompt_token_ids": [1, 3]},
+            {"prompt_logprobs": None},
+            {"prompt_logprobs": [None]},
+            {"prompt_logprobs": [None, None]},
+            {"prompt_logprobs": [None, {"2": {"logprob": -1.0}}]},
+            {"prompt_logprobs": [None, {"3": {"logprob": -1.0}, "4": {"logprob": -1.0}}]},
+            {"prompt_logprobs": [None, {"2": {"logprob": -1.0}, "x": {"logprob": -1.0}}]},
+            {"prompt_logprobs": [None, {"2": {"logprob": -1.0}, "-4": {"logprob": -1.0}}]},
+            {"prompt_logprobs": [None, {"2": {"logprob": -1.0}, "02": {"logprob": -1.0}}]},
+            {"prompt_logprobs": [None, {"2": {"logprob": -1.0}, "4": {"logprob": 1.0}}]},
+            {"prompt_logprobs": [None, {"2": {"logprob": -1.0}, "4": -1.0}]},
+            {"prompt_logprobs": [None, {str(number): {"logprob": -1.0} for number in range(22)}]},
+        ],
+    )
+    def test_what_is_no_distribution_is_not_taken_for_one(self, change: dict[str, JsonValue]) -> None:
+        """Each way in which a broken or hostile engine can answer something else."""
+        listed: JsonValue = [None, {"2": {"logprob": -1.0}, "4": {"logprob": -1.0}}]
+        good: dict[str, JsonValue] = {"prompt_token_ids": [1, 2], "prompt_logprobs": listed}
+        assert ENGINE.force(Scripted({"choices": [good]}), (1,), (2,))
+        with pytest.raises(EngineUnreachable):
+            ENGINE.force(Scripted({"choices": [good | change]}), (1,), (2,))
 
     def test_what_it_is_doing_is_summed_over_its_workers(self) -> None:
         """As vLLM writes its metrics: labels, exponents, and a line per worker."""

@@ -19,6 +19,7 @@ from runtime.health import HealthWatch
 from runtime.host import SystemClock, host_ports
 from runtime.models.simulated import SimulatedModelStore, SimulatedShelf
 from runtime.validation.record import record
+from runtime.validation.texts import PASSAGES
 from schemas.errors import EngineUnreachable
 from schemas.probe import ProbeDocument, Provenance
 from tests.support.builders import assignment, manifest_digest, model, node, runtime, snapshot
@@ -110,7 +111,7 @@ class SwappingNode(SimulatedNode):
                 "apiVersion": "reconcile/v1alpha1",
                 "kind": "Probe",
                 "metadata": {"name": "p", "model": key},
-                "spec": record(engine, connection, provenance, tokens=4),
+                "spec": record(engine, connection, provenance, tokens=4, passages=PASSAGES[:6]),
             }
         )
         for prompt in PROMPTS:

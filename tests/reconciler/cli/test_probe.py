@@ -75,3 +75,31 @@ def test_schemas_are_listed_and_printed(operator: Operator) -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
         assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     operator.run("schema", "print", "nothing", code=64)
+
+
+def test_thresholds_and_a_golden_are_added_to_a_recorded_probe(
+    network: Operator, tiny_model: Callable[[int], Path]
+) -> None:
+    """Recorded with thresholds of this platform; --onto replaces those, --golden adds this build's own answers."""
+    from desired_state.load import parse_probe
+
+    data = str(tiny_model(1) / "tiny.gguf")
+    model = ["--model", "tiny:v1", "--model-path", data, "--threads", "1"]
+    passages = network.keys / "passages.txt"
+    passages.write_text("\n\n".join(f"ba be bi bo bu da de di do du {number} " * 8 for number in range(6)))
+    found = network.run("probe", "record", *model, "--passages", str(passages))
+    assert "Thresholds for llamacpp (stored) on " in found.stdout
+    path = network.root / "probes/tiny-v1.yaml"
+    first = parse_probe(path.read_bytes(), file="first").spec
+    assert (len(first.forced), len(first.calibrations), first.goldens) == (6, 1, ())
+    assert first.calibrations[0].runs == 3
+
+    network.run("probe", "record", *model, "--onto", str(path), "--golden", "--margin", "2")
+    second = parse_probe(path.read_bytes(), file="second").spec
+    assert second.forced == first.forced
+    (calibration,), (golden,) = second.calibrations, second.goldens
+    assert (calibration.margin, golden.calibration.engine, len(golden.forced)) == (2, "llamacpp", 6)
+    assert "golden" in network.run("probe", "show", str(path)).stdout
+
+    network.run("probe", "record", *model, "--golden", code=64)
+    network.run("probe", "record", *model, "--onto", str(path), "--reference", "transformers", code=64)
