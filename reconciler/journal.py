@@ -134,11 +134,7 @@ class Journal:
         if readonly and not path.exists():
             raise NotInitialised(f"{path} does not exist", hint="run `reconcile init` first")
         try:
-            # Autocommit: every transaction of ours is explicit.
-            uri = f"file:{path}?mode={'ro' if readonly else 'rwc'}"
-            self._db = sqlite3.connect(
-                uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            self._db = self._connect(path, readonly=readonly)
             self._db.execute("PRAGMA foreign_keys = ON")
             if not readonly:
                 self._db.execute("PRAGMA journal_mode = WAL")
@@ -152,6 +148,11 @@ class Journal:
             self.chain = Chain(self._db)
         except sqlite3.DatabaseError as error:
             raise StateCorrupt(f"{path} cannot be used: {error}") from error
+
+    def _connect(self, path: Path, *, readonly: bool) -> sqlite3.Connection:
+        """A connection in autocommit: every transaction of ours is explicit. The simulation has another."""
+        uri = f"file:{path}?mode={'ro' if readonly else 'rwc'}"
+        return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
     def close(self) -> None:
         """Close the database."""
