@@ -30,7 +30,7 @@ from reconciler.memory import (
 )
 from reconciler.migrations import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from reconciler.proof import settled
-from schemas.errors import MissingDocument, NotInitialised, StateCorrupt
+from schemas.errors import DiskFailed, MissingDocument, NoSpace, NotInitialised, StateCorrupt, StateLocked
 from schemas.observation import (
     MODEL_TRANSITIONS,
     Hold,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reconciler.memory import Change
+    from schemas.errors import ReconcileError
 
 BUSY_SECONDS: Final = 10
 """How long a reader or writer waits for another process's transaction; every one of ours takes milliseconds."""
@@ -580,13 +581,21 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             yield
+            # A commit that fails leaves the transaction open, in which no other can begin.
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            self._roll_back()
+            raise _refusal(error) from error
         except BaseException:
-            self._db.execute("ROLLBACK")
+            self._roll_back()
             raise
-        self._db.execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:  # some failures have ended it already
+            self._db.execute("ROLLBACK")
 
     def _format(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
@@ -618,6 +627,15 @@ class Journal:
                 f"the journal has format {version}, this agent knows {SCHEMA_VERSION}",
                 hint="use the agent that wrote it, or a newer one",
             )
+
+
+def _refusal(error: sqlite3.OperationalError) -> ReconcileError:
+    """Why the journal takes nothing now. Nothing is done that it cannot record first."""
+    if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        return NoSpace(f"the journal cannot be written: {error}", hint="free some space on its disk")
+    if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+        return StateLocked(f"another process has kept the journal busy for {BUSY_SECONDS} s")
+    return DiskFailed(f"the journal cannot be written: {error}")
 
 
 def _write(moment: datetime) -> str:

@@ -14,7 +14,7 @@ from reconciler.executor import execute
 from reconciler.kinds.base import Situation
 from reconciler.kinds.runtime import serving_instance
 from reconciler.kinds.validation import waits_for_quiet
-from reconciler.memory import RESTART_WINDOW, DropCheck, Note, VoidReceipts
+from reconciler.memory import RESTART_WINDOW, DropCheck, Note, VoidReceipts, as_of
 from reconciler.observe import observe
 from reconciler.planner import plan as make_plan
 from reconciler.proof import current
@@ -23,7 +23,7 @@ from reconciler.signing import LOCKED, ReceiptSigner
 from reconciler.status import Finding, exit_code, summarise, with_receipts
 from reconciler.target import choose
 from runtime.interfaces import SOCKET_NAME
-from schemas.errors import EngineUnreachable, MissingDocument, StalePlan
+from schemas.errors import EngineUnreachable, MissingDocument, StalePlan, of_disk
 from schemas.observation import Present, StoredModel, Unknown
 from schemas.status import FrontStatus, FrontStatusCounts, ReceiptsStatus
 
@@ -88,7 +88,7 @@ class Node:
             cleared: subjects whose rejection the snapshot would clear once it is accepted.
         """
         now = self.adapters.ports.clock.now()
-        memory = self.journal.memory(starts_since=now - RESTART_WINDOW)
+        memory = as_of(self.journal.memory(starts_since=now - RESTART_WINDOW), now)
         if cleared:
             kept = {subject: item for subject, item in memory.rejections.items() if subject not in cleared}
             memory = replace(memory, rejections=kept)
@@ -179,6 +179,8 @@ class Reconciler:
         self._signer = ReceiptSigner(
             node.state, node.config.identity, node_id=node.node_id, journal=node.journal, ports=ports
         )
+        self._broken_off = False
+        """Whether the last pass ended by an error, and may have left the journal in the middle of it."""
 
     def run_pass(self, *, expected: Plan | None = None, ignore_windows: bool = False) -> PassResult:
         """Bring the node to its desired state, as far as it can be done now.
@@ -189,7 +191,19 @@ class Reconciler:
 
         Raises:
             StalePlan: it is not.
+            NoSpace, DiskFailed: the state directory cannot be written. What serves goes on.
         """
+        if self._broken_off:
+            self._node.journal.close_interrupted(self._node.adapters.ports.clock.now())
+        self._broken_off = True
+        try:
+            result = self._run_pass(expected, ignore_windows=ignore_windows)
+        except OSError as error:
+            raise of_disk(error) from error
+        self._broken_off = False
+        return result
+
+    def _run_pass(self, expected: Plan | None, *, ignore_windows: bool) -> PassResult:
         node = self._node
         ports = node.adapters.ports
         now = ports.clock.now()

@@ -172,6 +172,17 @@ def backoff(failures: int, now: datetime) -> datetime:
     return now + min(BACKOFF_FIRST * doublings, BACKOFF_LAST)
 
 
+def as_of(memory: Memory, now: datetime) -> Memory:
+    """What is remembered, as far as the present clock allows it.
+
+    A clock that is set back would stretch every wait by as much as it was ahead. No wait is longer than `BACKOFF_LAST`:
+    what claims to be was set by another clock, and is over. Nothing was started in the future.
+    """
+    holds = {subject: hold for subject, hold in memory.holds.items() if hold.until <= now + BACKOFF_LAST}
+    starts = {spec: tuple(at for at in times if at <= now) for spec, times in memory.recent_starts.items()}
+    return replace(memory, holds=holds, recent_starts=starts)
+
+
 def after_failure(
     action: Action,
     error: ReconcileError,

@@ -118,7 +118,7 @@ class _Connection(sqlite3.Connection):
         if faults is None or sql not in ("BEGIN IMMEDIATE", "COMMIT"):
             return super().execute(sql, parameters)
         faults.point(f"journal {sql.partition(' ')[0].lower()}")
-        if sql != "COMMIT" and faults.strikes("journal"):
+        if faults.strikes("journal"):
             error = sqlite3.OperationalError("database or disk is full")
             error.sqlite_errorcode = sqlite3.SQLITE_FULL
             error.sqlite_errorname = "SQLITE_FULL"
