@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from schemas.observation import FrontSeen, Instance, Observation, Observed
     from schemas.plan import Action, Plan
     from schemas.ports import Stop
+    from schemas.snapshot import SnapshotDocument
     from schemas.status import NodeStatus
     from schemas.target import ServingTarget
 
@@ -237,7 +238,7 @@ class Reconciler:
                 node=node.config,
                 adapters=node.adapters,
                 journal=node.journal,
-                sources=_sources(desired),
+                sources=self._sources(desired, observed),
                 reporter=self._reporter,
             )
             outcomes.extend(execution.outcomes)
@@ -353,6 +354,18 @@ class Reconciler:
         self._publish(status)
         return status, exit_code(finding, status)
 
+    def _sources(self, desired: Desired, observed: Observed) -> Mapping[str, tuple[str, ...]]:
+        """Where each model may be fetched from. The store adds the node's own fallback list after these."""
+        sources = _sources(desired.document)
+        good = observed.memory.last_known_good
+        if good is None or good.target.manifest in sources:
+            return sources
+        # What this node would go back to may be repaired after the network has ceased to list it (I5).
+        try:
+            return {**_sources(self._node.documents.snapshot(good.snapshot)), **sources}
+        except MissingDocument:
+            return sources
+
     def _count_running_time(self, now: datetime, observed: Observed) -> None:
         """Count running time for what is not listed. What it comes to is for the next pass."""
         node = self._node
@@ -414,8 +427,6 @@ def live_counts(front: Front) -> FrontStatusCounts | None:
     return FrontStatusCounts(**asdict(counts)) if counts is not None else None
 
 
-def _sources(desired: Desired) -> Mapping[str, tuple[str, ...]]:
-    """Where each model may be fetched from. The store adds the node's own fallback list after these."""
-    if desired.document is None:
-        return {}
-    return {spec.manifest.digest: spec.sources for spec in desired.document.spec.models}
+def _sources(document: SnapshotDocument | None) -> Mapping[str, tuple[str, ...]]:
+    """Where a snapshot says that each of its models may be fetched from."""
+    return {spec.manifest.digest: spec.sources for spec in document.spec.models} if document is not None else {}

@@ -139,6 +139,7 @@ class Schedule:
     def _pass(self) -> PassResult | None:
         world, self.passes = self.world, self.passes + 1
         world.trace.append(f"{self.passes}. pass at {world.clock.now():%d %H:%M:%S}, {world.serving()} running")
+        struck = world.faults.struck
         try:
             result, error = world.attempt()
         except CrashError:
@@ -149,12 +150,17 @@ class Schedule:
             return None
         if error:
             world.trace.append(f"    the pass was refused: {error}")
+            if world.faults.struck == struck or not error.startswith(("NoSpace", "DiskFailed")):
+                world.witness._say("I7", f"a pass is refused, and no disk failed: {error}")
         else:
             assert result is not None
             held = [f"{item.subject}: {item.reason}" for item in result.plan.held]
             left = [action.id for action in result.plan.actions]
+            source = result.status.condition("SourceVerified")
+            if source is not None and source.reason != "Verified":
+                world.trace.append(f"    {source.reason}: {source.message}")
             world.trace.append(f"    exit {result.exit_code}, held {held}, left {left}, {world.serving()} running")
-        self._look(settled=not error)
+        self._look(settled=result is not None and not result.plan.actions and not world.stop.asked)
         return result
 
     def _look(self, *, settled: bool) -> None:
@@ -211,6 +217,9 @@ class Schedule:
         if signed.what in ("expired", "begins-later", "other-network", "later-epoch", "unchained"):
             # Really signed, and not to be accepted all the same.
             self.world.trace.append("    (signed by enough)")
+        if signed.what == "unchained":
+            # On a node that has accepted nothing yet there is nothing that it would have to follow.
+            self.signed.add(signed.digest)
         self._show(self.chance.choice(URLS), signed)
 
     def _equivocate(self) -> None:
@@ -359,7 +368,8 @@ class Schedule:
         self._sign(final)
         for url in URLS:
             self._show(url, final)
-        if self.chance.random() < 0.3:
+        if self.chance.random() < 0.3 and world.serving() != [f"{final.wish.serve}:v1"]:
+            # What has passed its probe already, and runs, is not asked again before its time.
             self.bad.add(final.wish.serve)
             world.engine.lies = frozenset({model_digest(final.wish.serve)})
             world.trace.append(f"    {final.wish.serve} answers wrongly for good")
@@ -397,6 +407,7 @@ class Schedule:
 
     def _until_still(self) -> PassResult | None:
         """Passes, each after what the one before waits for."""
+        result = None
         for _ in range(_PATIENCE):
             result = self._pass()
             if result is None or self.world.witness.violations:
@@ -406,6 +417,8 @@ class Schedule:
                 return result
             wait = max(((moment - self.world.clock.now()).total_seconds() for moment in until), default=30.0)
             self.world.clock.pass_time(min(max(wait, 1.0), 3700.0) + 1)
+        if result is not None and result.plan.held and not any(one.status == "done" for one in result.outcomes):
+            return result  # it goes on trying, less and less often, and says so
         self.world.witness._say("I7", f"after {_PATIENCE} passes without a fault the node is not still")
         return None
 

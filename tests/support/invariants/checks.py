@@ -108,7 +108,7 @@ def verified(sight: Sight) -> Iterator[Violation]:
             yield Violation("I2", f"receipt {row.number} does not follow the one before it")
         previous = row.digest
     front = sight.front
-    if not sight.settled or not isinstance(front, Present) or front.value.state != "serving":
+    if not sight.settled or sight.blind or not isinstance(front, Present) or front.value.state != "serving":
         return
     if front.value.intent not in record.proofs() and not _is_held(sight, "front"):
         yield Violation("I2", f"clients are led to the instance of {front.value.intent}, which holds no receipt")
@@ -135,7 +135,7 @@ def alone(sight: Sight) -> Iterator[Violation]:
 def serving(sight: Sight) -> Iterator[Violation]:
     """I5, I6: what is withdrawn does not run once a pass is over, and nothing serves silently."""
     document, good = sight.record.snapshot(), sight.record.good
-    if not sight.settled or sight.blind or document is None:
+    if not sight.settled or sight.blind or document is None or _is_held(sight, "runtime"):
         return
     for item in sight.running():
         if good is not None and item.spec_digest == good.spec_digest and withdrawn(document, good):
