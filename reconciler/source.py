@@ -214,7 +214,7 @@ class RepositorySource:
         try:
             self._git.keep(self._state.mirror, [answer.commit])
         except SourceUnreachable as error:
-            # Housekeeping: what is in force lies in the journal, and a damaged mirror must not keep a node from healing.
+            # Housekeeping: what is in force lies in the journal. A damaged mirror must not keep a node from healing.
             self._journal.apply((Note("Warning", "MirrorDamaged", error.message),), now)
 
     def _put_in_force(self, answer: Answer, snapshot: Snapshot, now: datetime) -> None:

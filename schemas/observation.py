@@ -237,8 +237,9 @@ MODEL_TRANSITIONS: Final[Mapping[ModelState | None, frozenset[ModelState]]] = Ma
 )
 """Every transition of a model's state; None is a model that was not here. The journal refuses any other.
 
-A model that nobody has a record of, or that is said to be archived, becomes `Active` where a crash came between its bytes
-and their record: it is found in the store, and passes its probe. `Failed` becomes `Active` without a download where a `retry` lets the same bytes pass their probe.
+A model that has no record, or is said to be archived, becomes `Active` where a crash came between its bytes and their
+record: it is found in the store, and passes its probe. `Failed` becomes `Active` without a download
+where a `retry` lets the same bytes pass their probe.
 """
 
 

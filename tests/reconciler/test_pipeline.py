@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 from reconciler.memory import AskCheck
 from runtime.engines.simulated import ENVIRONMENT
 from runtime.host import DurableFiles, StopEvent
-from schemas.errors import DiskFailed, Expired, NoSpace, SignaturesPending, SourceUnreachable, StalePlan, ThresholdNotMet
+from schemas.errors import (
+    DiskFailed,
+    Expired,
+    NoSpace,
+    SignaturesPending,
+    SourceUnreachable,
+    StalePlan,
+    ThresholdNotMet,
+)
 from tests.support.builders import assignment, hardware, manifest_digest, model, node, snapshot
 from tests.support.histories import NAMES, mishap, worlds
 from tests.support.simulated_node import CrashError, FixedHardware, Recorder, SimulatedNode, conditions, states
@@ -546,9 +554,7 @@ def full() -> sqlite3.OperationalError:
 
 
 @pytest.mark.parametrize("statement", ["BEGIN", "COMMIT", "UPDATE intents"])
-def test_a_full_disk_is_one_clear_error_and_the_next_pass_converges(
-    simulated: SimulatedNode, statement: str
-) -> None:
+def test_a_full_disk_is_one_clear_error_and_the_next_pass_converges(simulated: SimulatedNode, statement: str) -> None:
     """A journal that cannot be written ends a pass, never the daemon; nothing is left half open (I6, I7, I11)."""
     simulated.run(A)
     simulated.offer(B)

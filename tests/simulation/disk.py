@@ -145,7 +145,7 @@ class SimulatedJournal(Journal):
         super().__init__(path)
         self._db.faults = faults  # type: ignore[attr-defined] # a connection of the class below
 
-    def _connect(self, path: Path, *, readonly: bool) -> sqlite3.Connection:  # noqa: ARG002
+    def _connect(self, path: Path, *, readonly: bool) -> sqlite3.Connection:
         db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=_Connection)
         if self._image:
             db.deserialize(self._image)

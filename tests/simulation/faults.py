@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Mapping
 
 
@@ -98,7 +98,8 @@ class Faulty:
         def call(*args: Any, **named: Any) -> Any:
             faults.point(name)
             if errors and faults.strikes(name):
-                raise faults.chance.choice(errors)()
+                error = faults.chance.choice(errors)()
+                raise error
             result = found(*args, **named)
             faults.point(f"{name} done")
             return result

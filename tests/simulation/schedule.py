@@ -14,16 +14,26 @@ from reconciler.target import withdrawn
 from schemas.observation import Instance
 from tests.desired_state.network import signatures
 from tests.simulation.faults import CrashError
-from tests.simulation.network import HOSTILE, NAMES, URLS, WISHES, Signed, following, hostile, hostile_files
-from tests.simulation.network import model_digest, valid
+from tests.simulation.network import (
+    HOSTILE,
+    NAMES,
+    URLS,
+    WISHES,
+    Signed,
+    following,
+    hostile,
+    hostile_files,
+    model_digest,
+    valid,
+)
 from tests.simulation.world import World
 from tests.support.builders import NODE_ID, gpu, hardware
-from tests.support.invariants.checks import Violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reconciler.loop import PassResult
+    from tests.support.invariants.checks import Violation
 
 STEPS: Final = (5, 12)
 """Things that happen in one schedule, at least and at most."""
@@ -74,7 +84,11 @@ def run(seed: int | str) -> Outcome:
     shared = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="simulation-", dir=shared if shared.is_dir() else None))
     try:
-        return Schedule(str(seed), folder / "state").play()
+        outcome = Schedule(str(seed), folder / "state").play()
+        # Where it lay is another place each time.
+        outcome.trace = [line.replace(str(folder), "") for line in outcome.trace]
+        outcome.violations = [replace(one, message=one.message.replace(str(folder), "")) for one in outcome.violations]
+        return outcome
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -173,7 +187,9 @@ class Schedule:
         chance, world = self.chance, self.world
         power = chance.random() < 0.4
         lost = power and chance.random() < 0.1
-        world.trace.append(f"    {'power is lost' if power else 'the agent is killed'}{', the journal too' if lost else ''}")
+        world.trace.append(
+            f"    {'power is lost' if power else 'the agent is killed'}{', the journal too' if lost else ''}"
+        )
         for attempt in range(3):
             world.crash(power=power, journal_lost=lost)
             world.faults.calm()
@@ -334,7 +350,7 @@ class Schedule:
         room = self.world.rooms["native"]
         if not room.specs:
             return
-        spec = room.specs[sorted(room.specs)[0]]
+        spec = room.specs[min(room.specs)]
         ours = self.chance.random() < 0.5
         name = f"reconcile-testnet-{self.chance.randbytes(6).hex()}"
         node_id = NODE_ID if ours else "0x" + "2" * 40
@@ -431,7 +447,9 @@ class Schedule:
         if record.in_force is None or record.in_force.digest != final.digest:
             world.witness._say("I7", f"sequence {final.sequence} is shown everywhere, and not in force")
         elif not self.bad and self._short_of(final, result):
-            world.witness._say("I7", f"without a fault {serving} serves, not {final.wish.serve} (exit {result.exit_code})")
+            world.witness._say(
+                "I7", f"without a fault {serving} serves, not {final.wish.serve} (exit {result.exit_code})"
+            )
         elif self.bad:
             self._judge_way_back(final, result)
 

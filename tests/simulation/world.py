@@ -1,4 +1,4 @@
-"""Everything that outlives an agent, and agents over it: the whole of one simulated node, in one thread, from one seed."""
+"""Everything that outlives an agent, and agents over it: one simulated node, in one thread, from one seed."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class SimulatedGit:
             raise SourceUnreachable(f"{url}: no route to host")
         return server
 
-    def head(self, url: str, branch: str) -> str:  # noqa: ARG002 - there is one branch
+    def head(self, url: str, branch: str) -> str:
         """The commit that it shows."""
         return self._server(url).head
 
@@ -174,7 +174,7 @@ class SimulatedGit:
         """Its objects are at hand."""
         return self._server(url).head
 
-    def files(self, repository: Path, commit: str) -> DictFiles:  # noqa: ARG002 - commits are unique
+    def files(self, repository: Path, commit: str) -> DictFiles:
         """The files of a commit."""
         history = (entry for server in self._servers.values() for entry in server.history)
         return DictFiles(next(files for name, files in history if name == commit))
@@ -364,7 +364,7 @@ class World:
     def _faulty(self, inner: Any, name: str) -> Any:
         return Faulty(inner, name, self.faults, ERRORS[name])
 
-    def _connect(self, backend: Backend, name: str, socket: Path) -> Any:  # noqa: ARG002 - rooms have no sockets
+    def _connect(self, backend: Backend, name: str, socket: Path) -> Any:
         return self._faulty(SimulatedConnection(self.rooms[backend.name], name), "connection")
 
     def crash(self, *, power: bool = False, journal_lost: bool = False) -> None:
@@ -411,10 +411,7 @@ class World:
     def running(self) -> tuple[Instance, ...]:
         """What runs with this node's marks, seen or not."""
         return tuple(
-            item
-            for room in self.rooms.values()
-            for item in room.running()
-            if room.specs[item.name].node_id == NODE_ID
+            item for room in self.rooms.values() for item in room.running() if room.specs[item.name].node_id == NODE_ID
         )
 
     def blind(self) -> tuple[str, ...]:
@@ -490,4 +487,4 @@ class World:
             return None, f"{error.reason}: {error.message}"
 
 
-__all__ = ["CrashError", "NAMES", "World", "model_digest"]
+__all__ = ["NAMES", "CrashError", "World", "model_digest"]
