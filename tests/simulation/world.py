@@ -6,6 +6,7 @@ import random
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from reconciler.chain import Issuer
 from reconciler.documents import JournalDocuments
 from reconciler.kinds.base import Adapters
 from reconciler.loop import Node, Reconciler
@@ -15,6 +16,7 @@ from runtime.backends.simulated import SimulatedBackend, SimulatedEngineRoom
 from runtime.engines.simulated import SimulatedConnection, SimulatedEngine
 from runtime.environments_simulated import SimulatedEnvironments
 from runtime.front.simulated import SimulatedFront
+from runtime.health import HealthWatch
 from runtime.host import ThreadedConcurrency
 from runtime.models.simulated import SimulatedModelStore, SimulatedShelf
 from schemas.digests import digest_bytes
@@ -310,6 +312,7 @@ class World:
         """A new agent process over the same world."""
         journal = SimulatedJournal(self.state.journal, self.image, self.faults)
         self.journal = journal
+        journal.chain.issuer = Issuer("testnet", NODE_ID, "0.1.0")
         journal.close_interrupted(self.clock.now())
         self.node = self._node(journal)
         source = RepositorySource(self.node)
@@ -342,6 +345,7 @@ class World:
             run_folder=self.state.run,
             log_folder=self.state.logs,
             front=self._faulty(self.front, "front"),
+            health=HealthWatch(self.clock),
         )
         return Node(
             config=self.config,

@@ -129,8 +129,8 @@ def read_record(db: sqlite3.Connection) -> Record:
         AcceptedRow(*row[:4], tuple(json.loads(row[4])), row[5], *map(datetime.fromisoformat, row[6:])) for row in rows
     )
     rows = db.execute(
-        "SELECT number, subject, manifest, intent, previous, digest, voided_at IS NOT NULL"
-        " FROM receipts ORDER BY number"
+        "SELECT number, subject, manifest, intent, previous, digest,"
+        " voided_at IS NOT NULL OR outcome <> 'pass' FROM receipts ORDER BY number"
     )
     receipts = tuple(ReceiptRow(*row[:6], bool(row[6])) for row in rows)
     rows = db.execute("SELECT id, kind, spec_digest, outcome, error FROM intents")
