@@ -12,6 +12,8 @@ import pytest
 
 from tests.simulation.mutations import MUTATIONS
 
+pytestmark = pytest.mark.timeout(1200)  # bounds of a hang, on a machine that does much else beside
+
 ITEMS, SCHEDULES = 20, 150
 """Items of the test run, so that its workers share them, and schedules in each."""
 
