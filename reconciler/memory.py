@@ -229,6 +229,7 @@ def model_state(
     size: int,
     now: datetime,
     new_bytes: bool = False,
+    proven: bool = False,
 ) -> PutModel:
     """A record in a state that was reached without failing: failures start from zero again.
 
@@ -241,9 +242,11 @@ def model_state(
         size: bytes; 0 keeps what is known.
         now: the time.
         new_bytes: its files were written anew: what runs may have others.
+        proven: what runs was started from its present files, and has passed its probe: the doubt is over, also one that
+            a clock dated into the future.
     """
     before = memory.models.get(manifest)
-    doubted = now if new_bytes else before.doubted_at if before is not None else None
+    doubted = now if new_bytes else before.doubted_at if before is not None and not proven else None
     if before is not None and before.state == state:
         record = replace(before, key=key, failures=0, not_before=None, size=size or before.size, doubted_at=doubted)
     else:
