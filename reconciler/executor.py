@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from reconciler.kinds.base import Context
 from reconciler.kinds.registry import kind_of
 from reconciler.memory import after_failure
-from schemas.errors import ReconcileError
+from schemas.errors import ReconcileError, of_disk
 from schemas.plan import CreateInstance, RouteFront, StartFront, StartInstance, StopInstance, ValidateModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reconciler.journal import Journal
-    from reconciler.kinds.base import Adapters
+    from reconciler.kinds.base import Adapters, Changes
     from schemas.node import NodeConfig
     from schemas.observation import Observed
     from schemas.plan import Action, Plan
@@ -158,7 +158,7 @@ def _perform(action: Action, context: Context, journal: Journal, number: int, sn
         now=clock.now(),
     )
     try:
-        changes = kind_of(action).perform(action, context)
+        changes = _changes(action, context)
     except ReconcileError as error:
         changes = after_failure(
             action,
@@ -178,6 +178,13 @@ def _perform(action: Action, context: Context, journal: Journal, number: int, sn
         return Outcome(action, "failed", error, clock.monotonic() - begun)
     journal.finish(context.intent, outcome="done", error="", changes=changes, now=clock.now())
     return Outcome(action, "done", None, clock.monotonic() - begun)
+
+
+def _changes(action: Action, context: Context) -> Changes:
+    try:
+        return kind_of(action).perform(action, context)
+    except OSError as error:
+        raise of_disk(error) from error
 
 
 def _close(

@@ -31,7 +31,7 @@ from reconciler.memory import (
 )
 from reconciler.migrations import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from reconciler.proof import settled
-from schemas.errors import MissingDocument, NotInitialised, StateCorrupt
+from schemas.errors import DiskFailed, MissingDocument, NoSpace, NotInitialised, StateCorrupt, StateLocked
 from schemas.observation import (
     MODEL_TRANSITIONS,
     Hold,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reconciler.memory import Change
+    from schemas.errors import ReconcileError
 
 BUSY_SECONDS: Final = 10
 """How long a reader or writer waits for another process's transaction; every one of ours takes milliseconds."""
@@ -137,11 +138,7 @@ class Journal:
         if readonly and not path.exists():
             raise NotInitialised(f"{path} does not exist", hint="run `reconcile init` first")
         try:
-            # Autocommit: every transaction of ours is explicit.
-            uri = f"file:{path}?mode={'ro' if readonly else 'rwc'}"
-            self._db = sqlite3.connect(
-                uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            self._db = self._connect(path, readonly=readonly)
             self._db.execute("PRAGMA foreign_keys = ON")
             if not readonly:
                 self._db.execute("PRAGMA journal_mode = WAL")
@@ -155,6 +152,11 @@ class Journal:
             self.chain = Chain(self._db)
         except sqlite3.DatabaseError as error:
             raise StateCorrupt(f"{path} cannot be used: {error}") from error
+
+    def _connect(self, path: Path, *, readonly: bool) -> sqlite3.Connection:
+        """A connection in autocommit: every transaction of ours is explicit. The simulation has another."""
+        uri = f"file:{path}?mode={'ro' if readonly else 'rwc'}"
+        return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
     def close(self) -> None:
         """Close the database."""
@@ -612,13 +614,21 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             yield
+            # A commit that fails leaves the transaction open, in which no other can begin.
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            self._roll_back()
+            raise _refusal(error) from error
         except BaseException:
-            self._db.execute("ROLLBACK")
+            self._roll_back()
             raise
-        self._db.execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:  # some failures have ended it already
+            self._db.execute("ROLLBACK")
 
     def _format(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
@@ -650,6 +660,15 @@ class Journal:
                 f"the journal has format {version}, this agent knows {SCHEMA_VERSION}",
                 hint="use the agent that wrote it, or a newer one",
             )
+
+
+def _refusal(error: sqlite3.OperationalError) -> ReconcileError:
+    """Why the journal takes nothing now. Nothing is done that it cannot record first."""
+    if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        return NoSpace(f"the journal cannot be written: {error}", hint="free some space on its disk")
+    if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+        return StateLocked(f"another process has kept the journal busy for {BUSY_SECONDS} s")
+    return DiskFailed(f"the journal cannot be written: {error}")
 
 
 def _write(moment: datetime) -> str:

@@ -16,7 +16,7 @@ from reconciler.executor import execute
 from reconciler.kinds.base import Situation
 from reconciler.kinds.runtime import serving_instance
 from reconciler.kinds.validation import waits_for_quiet
-from reconciler.memory import RESTART_WINDOW, DropCheck, Note, VoidReceipts
+from reconciler.memory import RESTART_WINDOW, DropCheck, Note, VoidReceipts, as_of
 from reconciler.observe import observe
 from reconciler.planner import plan as make_plan
 from reconciler.proof import current
@@ -25,7 +25,7 @@ from reconciler.signing import LOCKED, ReceiptSigner
 from reconciler.status import Finding, exit_code, summarise, with_receipts
 from reconciler.target import choose
 from runtime.interfaces import SOCKET_NAME
-from schemas.errors import EngineUnreachable, MissingDocument, StalePlan
+from schemas.errors import EngineUnreachable, MissingDocument, StalePlan, of_disk
 from schemas.observation import Present, StoredModel, Unknown
 from schemas.status import FrontStatus, FrontStatusCounts, ReceiptsStatus
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from schemas.observation import FrontSeen, Instance, Observation, Observed
     from schemas.plan import Action, Plan
     from schemas.ports import Stop
+    from schemas.snapshot import SnapshotDocument
     from schemas.status import NodeStatus
     from schemas.target import ServingTarget
 
@@ -93,7 +94,7 @@ class Node:
             cleared: subjects whose rejection the snapshot would clear once it is accepted.
         """
         now = self.adapters.ports.clock.now()
-        memory = self.journal.memory(starts_since=now - RESTART_WINDOW)
+        memory = as_of(self.journal.memory(starts_since=now - RESTART_WINDOW), now)
         if cleared:
             kept = {subject: item for subject, item in memory.rejections.items() if subject not in cleared}
             memory = replace(memory, rejections=kept)
@@ -208,6 +209,8 @@ class Reconciler:
         self._signer = ReceiptSigner(
             node.state, node.config.identity, node_id=node.node_id, journal=node.journal, ports=ports
         )
+        self._broken_off = False
+        """Whether the last pass ended by an error, and may have left the journal in the middle of it."""
 
     def run_pass(self, *, expected: Plan | None = None, ignore_windows: bool = False) -> PassResult:
         """Bring the node to its desired state, as far as it can be done now.
@@ -218,7 +221,19 @@ class Reconciler:
 
         Raises:
             StalePlan: it is not.
+            NoSpace, DiskFailed: the state directory cannot be written. What serves goes on.
         """
+        if self._broken_off:
+            self._node.journal.close_interrupted(self._node.adapters.ports.clock.now())
+        self._broken_off = True
+        try:
+            result = self._run_pass(expected, ignore_windows=ignore_windows)
+        except OSError as error:
+            raise of_disk(error) from error
+        self._broken_off = False
+        return result
+
+    def _run_pass(self, expected: Plan | None, *, ignore_windows: bool) -> PassResult:
         node = self._node
         ports = node.adapters.ports
         now = ports.clock.now()
@@ -281,7 +296,7 @@ class Reconciler:
                 node=node.config,
                 adapters=node.adapters,
                 journal=node.journal,
-                sources=_sources(desired),
+                sources=self._sources(desired, observed),
                 reporter=self._reporter,
                 stop=pass_stop,
             )
@@ -401,6 +416,18 @@ class Reconciler:
         expires = accepted.expires_at if accepted is not None else None
         return self._tempo.after(self._node.adapters.ports.clock.now(), report.error, plan, expires)
 
+    def _sources(self, desired: Desired, observed: Observed) -> Mapping[str, tuple[str, ...]]:
+        """Where each model may be fetched from. The store adds the node's own fallback list after these."""
+        sources = _sources(desired.document)
+        good = observed.memory.last_known_good
+        if good is None or good.target.manifest in sources:
+            return sources
+        # What this node would go back to may be repaired after the network has ceased to list it (I5).
+        try:
+            return {**_sources(self._node.documents.snapshot(good.snapshot)), **sources}
+        except MissingDocument:
+            return sources
+
     def _count_running_time(self, now: datetime, observed: Observed) -> None:
         """Count running time for what is not listed. What it comes to is for the next pass."""
         node = self._node
@@ -464,8 +491,6 @@ def live_counts(front: Front) -> FrontStatusCounts | None:
     return FrontStatusCounts(**asdict(counts)) if counts is not None else None
 
 
-def _sources(desired: Desired) -> Mapping[str, tuple[str, ...]]:
-    """Where each model may be fetched from. The store adds the node's own fallback list after these."""
-    if desired.document is None:
-        return {}
-    return {spec.manifest.digest: spec.sources for spec in desired.document.spec.models}
+def _sources(document: SnapshotDocument | None) -> Mapping[str, tuple[str, ...]]:
+    """Where a snapshot says that each of its models may be fetched from."""
+    return {spec.manifest.digest: spec.sources for spec in document.spec.models} if document is not None else {}

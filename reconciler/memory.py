@@ -173,6 +173,17 @@ def backoff(failures: int, now: datetime) -> datetime:
     return now + min(BACKOFF_FIRST * doublings, BACKOFF_LAST)
 
 
+def as_of(memory: Memory, now: datetime) -> Memory:
+    """What is remembered, as far as the present clock allows it.
+
+    A clock that is set back would stretch every wait by as much as it was ahead. No wait is longer than `BACKOFF_LAST`:
+    what claims to be was set by another clock, and is over. Nothing was started in the future.
+    """
+    holds = {subject: hold for subject, hold in memory.holds.items() if hold.until <= now + BACKOFF_LAST}
+    starts = {spec: tuple(at for at in times if at <= now) for spec, times in memory.recent_starts.items()}
+    return replace(memory, holds=holds, recent_starts=starts)
+
+
 def after_failure(
     action: Action,
     error: ReconcileError,
@@ -219,6 +230,7 @@ def model_state(
     size: int,
     now: datetime,
     new_bytes: bool = False,
+    proven: bool = False,
 ) -> PutModel:
     """A record in a state that was reached without failing: failures start from zero again.
 
@@ -231,9 +243,11 @@ def model_state(
         size: bytes; 0 keeps what is known.
         now: the time.
         new_bytes: its files were written anew: what runs may have others.
+        proven: what runs was started from its present files, and has passed its probe: the doubt is over, also one that
+            a clock dated into the future.
     """
     before = memory.models.get(manifest)
-    doubted = now if new_bytes else before.doubted_at if before is not None else None
+    doubted = now if new_bytes else before.doubted_at if before is not None and not proven else None
     if before is not None and before.state == state:
         record = replace(before, key=key, failures=0, not_before=None, size=size or before.size, doubted_at=doubted)
     else:

@@ -211,7 +211,11 @@ class RepositorySource:
             if str(self._state.imported) not in answer.moved or held is None or held.refusal is not None:
                 # Another repository is ahead of what came by hand, which would lag behind from now on.
                 self._ports.files.remove(self._state.imported)
-        self._git.keep(self._state.mirror, [answer.commit])
+        try:
+            self._git.keep(self._state.mirror, [answer.commit])
+        except SourceUnreachable as error:
+            # Housekeeping: what is in force lies in the journal. A damaged mirror must not keep a node from healing.
+            self._journal.apply((Note("Warning", "MirrorDamaged", error.message),), now)
 
     def _put_in_force(self, answer: Answer, snapshot: Snapshot, now: datetime) -> None:
         metadata = snapshot.document.metadata

@@ -14,7 +14,7 @@
     |  `- ModelCorrupt, ImageUnavailable, EnvironmentUnavailable, EnvironmentChanged, StartFailed, NotReadyInTime,
     |     ValidationFailed, Incompatible, SignatureRefused, IsolationRefused
     `- Operational           exit 1   a person has to act
-       `- ConfigError, StateLocked, NoSpace, StalePlan (exit 4), StateCorrupt, NotInitialised, KeyLocked,
+       `- ConfigError, StateLocked, NoSpace, DiskFailed, StalePlan (exit 4), StateCorrupt, NotInitialised, KeyLocked,
           ClockBehind, PeerRefused, UsageError (exit 64)
 
 The message is for people and may change; `reason` is for programs and does not. Each class says what it means, and
@@ -23,7 +23,8 @@ after "Do:" what a person does about it: docs/reference/reasons.md is made of th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+import errno
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -466,6 +467,15 @@ class NoSpace(Operational):
     retry: ClassVar[RetryPolicy] = "backoff"
 
 
+class DiskFailed(Operational):
+    """A file of the state directory could not be read or written.
+
+    Do: the message names the file and what the system said. What serves goes on; it is tried again by itself.
+    """
+
+    retry: ClassVar[RetryPolicy] = "backoff"
+
+
 class StalePlan(Operational):
     """A saved plan no longer equals what would be planned now.
 
@@ -482,6 +492,19 @@ class UsageError(Operational):
     """
 
     exit_code = 64
+
+
+# --- from the system ----------------------------------------------------------------------------------------------
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def of_disk(error: OSError) -> ReconcileError:
+    """What the system said of a file, as an error of ours: a full disk is no defect, and ends no daemon (I6, I11)."""
+    said = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    if error.errno in _FULL:
+        return NoSpace(said, hint="free some space on the disk of the state directory")
+    return DiskFailed(said)
 
 
 # --- by name ------------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "ImagePulled": "An image was pulled by digest.",
         "EnvironmentInstalled": "A native environment was installed from its lock.",
         "EnvironmentRemoved": "A native environment that nothing needs was removed.",
+        "InstanceCreated": "An instance was made ready to start, while what serves goes on.",
         "InstanceStarted": "An engine was started, and is ready.",
         "InstanceFailed": "An engine ended, or went bad, by itself; with its exit code, signal or what is wrong.",
         "InstanceStopped": "An engine was stopped, and removed.",

@@ -238,17 +238,19 @@ ModelState = Literal["Pending", "Active", "Inactive", "Failed", "Archived"]
 
 MODEL_TRANSITIONS: Final[Mapping[ModelState | None, frozenset[ModelState]]] = MappingProxyType(
     {
-        None: frozenset({"Pending", "Failed", "Archived"}),
+        None: frozenset({"Pending", "Active", "Failed", "Archived"}),
         "Pending": frozenset({"Active", "Inactive", "Failed", "Archived"}),
         "Active": frozenset({"Pending", "Inactive", "Failed", "Archived"}),
         "Inactive": frozenset({"Pending", "Active", "Failed", "Archived"}),
         "Failed": frozenset({"Pending", "Active", "Inactive", "Archived"}),
-        "Archived": frozenset({"Pending", "Inactive", "Failed"}),
+        "Archived": frozenset({"Pending", "Active", "Inactive", "Failed"}),
     }
 )
 """Every transition of a model's state; None is a model that was not here. The journal refuses any other.
 
-`Failed` becomes `Active` without a download where a `retry` lets the same bytes pass their probe.
+A model that has no record, or is said to be archived, becomes `Active` where a crash came between its bytes and their
+record: it is found in the store, and passes its probe. `Failed` becomes `Active` without a download
+where a `retry` lets the same bytes pass their probe.
 """
 
 

@@ -166,6 +166,7 @@ def perform(action: Action, context: Context) -> Changes:
         cause=f"passed its probe: {verdict.message}",
         size=0,
         now=now,
+        proven=True,
     )
     subject = ReceiptSubject.of(target, context.hardware)
     changes: Changes = (

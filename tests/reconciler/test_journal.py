@@ -108,7 +108,7 @@ def test_outcome_and_memory_are_one_transaction(journal: Journal) -> None:
     journal.begin("a1", pass_number=0, action="{}", kind="download-model", spec_digest="", now=NOW)
     hold = PutHold(Hold("x", "R", "m", 1, NOW))
     with pytest.raises(StateCorrupt):
-        journal.finish("a1", outcome="done", error="", changes=(hold, PutModel(record(state="Active"))), now=NOW)
+        journal.finish("a1", outcome="done", error="", changes=(hold, PutModel(record(state="Inactive"))), now=NOW)
     assert memory(journal).holds == {}
     row = journal._db.execute("SELECT outcome FROM intents WHERE id = 'a1'").fetchone()
     assert row == ("running",)

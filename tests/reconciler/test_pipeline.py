@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sqlite3
 import tempfile
 from dataclasses import replace
 from datetime import timedelta
@@ -14,8 +17,16 @@ from hypothesis import strategies as st
 
 from reconciler.memory import AskCheck
 from runtime.engines.simulated import ENVIRONMENT
-from runtime.host import StopEvent
-from schemas.errors import Expired, SignaturesPending, SourceUnreachable, StalePlan, ThresholdNotMet
+from runtime.host import DurableFiles, StopEvent
+from schemas.errors import (
+    DiskFailed,
+    Expired,
+    NoSpace,
+    SignaturesPending,
+    SourceUnreachable,
+    StalePlan,
+    ThresholdNotMet,
+)
 from tests.support.builders import assignment, hardware, manifest_digest, model, node, snapshot
 from tests.support.histories import NAMES, mishap, worlds
 from tests.support.simulated_node import CrashError, FixedHardware, Recorder, SimulatedNode, conditions, states
@@ -511,3 +522,145 @@ def test_a_check_of_what_is_no_longer_stored_ends(simulated: SimulatedNode) -> N
     assert digest in simulated.journal.memory(starts_since=simulated.clock.now()).checks
     simulated.run()
     assert not simulated.journal.memory(starts_since=simulated.clock.now()).checks
+
+
+# --- what the simulation found (each was a defect once) -------------------------------------------------------------
+
+
+def _break(simulated: SimulatedNode, statement: str, error: Exception, *, skip: int = 0) -> None:
+    """Make the journal's next statement of a kind fail, once, after so many that succeed."""
+    real = simulated.journal._db
+
+    class Failing:
+        left = skip
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def execute(self, sql: str, parameters: Any = ()) -> Any:
+            if sql.startswith(statement):
+                self.left -= 1
+                if self.left < 0:
+                    simulated.journal._db = real
+                    raise error
+            return real.execute(sql, parameters)
+
+    simulated.journal._db = Failing()  # type: ignore[assignment]
+
+
+def full() -> sqlite3.OperationalError:
+    """What SQLite says of a full disk."""
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "COMMIT", "UPDATE intents"])
+def test_a_full_disk_is_one_clear_error_and_the_next_pass_converges(simulated: SimulatedNode, statement: str) -> None:
+    """A journal that cannot be written ends a pass, never the daemon; nothing is left half open (I6, I7, I11)."""
+    simulated.run(A)
+    simulated.offer(B)
+    _break(simulated, statement, full(), skip=2)
+    with pytest.raises(NoSpace, match="journal"):
+        simulated.run()
+    assert len(simulated.serving()) <= 1
+    assert simulated.run().exit_code == 0
+    assert simulated.serving() == ["b:v1"]
+    assert "running" not in {item.outcome for item in simulated.journal.history()}
+
+
+@pytest.mark.parametrize(("number", "reason"), [(errno.ENOSPC, NoSpace), (errno.EIO, DiskFailed)])
+def test_a_file_that_cannot_be_written_fails_its_action_and_no_more(
+    simulated: SimulatedNode, monkeypatch: pytest.MonkeyPatch, number: int, reason: type[Exception]
+) -> None:
+    """A start that finds no room for its folder waits, with a reason, and says nothing about its model (I5, I11)."""
+    simulated.run(A)
+
+    def refuse(_self: object, path: Path, *, mode: int = 0o755) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(DurableFiles, "make_folder", refuse)
+    result = simulated.run(B)
+    assert [type(one.error) for one in result.outcomes if one.status == "failed"][:1] == [reason]
+    assert "runtime" in [item.subject for item in result.status.held]
+    monkeypatch.undo()
+    simulated.later(hours=2)
+    assert simulated.run().exit_code == 0
+    assert simulated.serving() == ["b:v1"]
+
+
+def test_a_status_that_cannot_be_written_is_one_clear_error(
+    simulated: SimulatedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass was made; that nobody can be told is an error with a reason, not the end of the daemon (I11)."""
+
+    def refuse(_self: object, path: Path, data: bytes, *, mode: int = 0o644) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(DurableFiles, "write", refuse)
+    with pytest.raises(NoSpace, match=r"status\.json"):
+        simulated.run(A)
+    assert simulated.serving() == ["a:v1"]
+
+
+def test_a_clock_that_is_set_back_does_not_stretch_a_wait(simulated: SimulatedNode) -> None:
+    """A backoff set while the clock was forty days ahead is over when the clock is right again."""
+    simulated.run(A)
+    right = simulated.clock.moment
+    simulated.later(days=20)
+    simulated.shelf.corrupt_sources.add(manifest_digest("b:v1"))
+    assert simulated.run(B).status.held[0].reason == "ModelCorrupt"
+    simulated.shelf.corrupt_sources.clear()
+    simulated.clock.moment = right + timedelta(seconds=1)
+    assert simulated.run().exit_code == 0
+    assert simulated.serving() == ["b:v1"]
+
+
+def test_starts_in_the_future_are_no_crash_loop(simulated: SimulatedNode) -> None:
+    """Restarts that were counted by a clock that was ahead do not keep an engine from coming back."""
+    simulated.run(A)
+    right = simulated.clock.moment
+    simulated.later(days=20)
+    for _ in range(4):
+        simulated.room.kill(simulated.room.running()[0].name)
+        simulated.run()
+    simulated.clock.moment = right + timedelta(seconds=1)
+    simulated.room.kill(simulated.room.running()[0].name)
+    simulated.run()
+    assert simulated.serving() == ["a:v1"]
+
+
+def test_what_fails_its_probe_does_not_run_on_where_nothing_is_good(simulated: SimulatedNode) -> None:
+    """A model that was good, fails a retest and has nothing behind it is stopped: it has lost its right to run (I2)."""
+    simulated.run(A)
+    simulated.later(hours=7)
+    simulated.node.adapters.engines["llamacpp"].lies = frozenset({manifest_digest("a:v1")})  # type: ignore[attr-defined]
+    result = simulated.run()
+    assert simulated.serving() == []
+    assert conditions(result)["Stalled"] == "True"
+
+
+@pytest.mark.parametrize("state", [None, "Archived"])
+def test_a_model_whose_record_a_crash_took_becomes_active(simulated: SimulatedNode, state: str | None) -> None:
+    """Bytes in the store whose record was lost, or says that they are archived, are served and validated (I7)."""
+    simulated.run(A)
+    name, digest = simulated.room.running()[0].name, manifest_digest("a:v1")
+    simulated.room.kill(name)
+    if state is None:
+        simulated.journal._db.execute("DELETE FROM models WHERE manifest = ?", (digest,))
+    else:
+        simulated.journal._db.execute("UPDATE models SET state = ?", (state,))
+    assert states(simulated.run())["a:v1"] == "Active"
+    assert simulated.serving() == ["a:v1"]
+
+
+def test_the_last_known_good_is_repaired_from_the_snapshot_that_listed_it(
+    simulated: SimulatedNode,
+) -> None:
+    """A model that the network no longer lists, and that this node would go back to, still has its sources (I5)."""
+    simulated.run(A)
+    simulated.shelf.taint(manifest_digest("a:v1"))
+    simulated.room.bad_starts.add("b:v1")
+    result = simulated.run(versions("b", serve="b", sequence=2))
+    assert simulated.serving() == ["a:v1"]
+    assert conditions(result)["RolledBack"] == "True"
