@@ -15,6 +15,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "SnapshotAccepted": "A newer snapshot was verified, and is in force from now on.",
         "HistoryRewritten": "A repository's branch was moved to a commit that does not continue the one before.",
+        "MirrorDamaged": "The node's own mirror of a repository was damaged, and is fetched anew.",
         "MarkForgotten": "The high-water mark was given up by hand.",
         "RetrySigned": "The snapshot clears remembered failures.",
         "RetryAsked": "Remembered failures were cleared by hand.",
