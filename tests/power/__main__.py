@@ -4,7 +4,7 @@ Usage: `python -m tests.power MODELS [--torch PYTHON] [--vllm PYTHON] [--trials 
 
 MODELS is the folder that `tests.power.train` fills (an environment with torch runs that first). With an interpreter
 that has torch and transformers, probes are recorded from transformers in 32 bits as well; with one that has vLLM, its
-rows are made. What is missing is said in the table. Answers are kept beside the models: a second run asks no engine again.
+rows are made. What is missing has no table. Answers are kept beside the models: a second run asks no engine again.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runtime.hardware import HostHardware
 from runtime.host import host_ports
@@ -23,17 +24,12 @@ from runtime.validation.reference import transformers_reference
 from schemas.probe import ProbeSpec
 from tests.power import serving
 from tests.power.faulty import Canned, Seedless, Tepid
-from tests.power.laboratory import HONEST, Laboratory, LlamaCpp, Vllm
+from tests.power.laboratory import HONEST, Laboratory, LlamaCpp, Vllm, remade
 from tests.power.probing import calibrated, curve, honest_run, limits, record_halves, tokens_for
 from tests.power.report import Row, Section, write
 from tests.power.serving import Remembered
 from tests.power.tokenizers import tokenizer_rows
 from tests.power.trials import trials
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from schemas.probe import ProbeDocument
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,13 +52,12 @@ def section(
     halves: tuple[ProbeSpec, ProbeSpec],
     reference: str,
     numbers: Numbers,
-    extra: Sequence[ProbeSpec] = (),
-) -> tuple[Section, ProbeDocument, dict[str, Remembered]]:
+) -> Section:
     """One table: one engine with one kind of numbers, against one reference."""
     chosen, judged = halves
     platform = bench.platform
     say(f"{bench.label} against {reference}: honest runs")
-    honest = bench.honest([chosen, judged, *extra])
+    honest = bench.honest(halves)
     runs = [honest_run(engine, chosen) for engine in honest.values()]
     document = calibrated(judged, runs, platform)
     allowed = limits(runs, platform)
@@ -91,11 +86,13 @@ def section(
         engine = Canned(first, seen).without_sampler()
         rows.append(Row(name, trials([engine], document, platform, numbers.faults)))
     (calibration,) = document.spec.calibrations
-    return Section(bench.label, reference, platform, calibration, rows, curves, allowed), document, honest
+    return Section(bench.label, reference, platform, calibration, rows, curves, allowed)
 
 
-def live_rows(bench: LlamaCpp, document: ProbeDocument, honest: dict[str, Remembered], numbers: Numbers) -> list[Row]:
-    """What is drawn cannot be remembered: samplers are asked in every trial."""
+def live_rows(bench: LlamaCpp, halves: tuple[ProbeSpec, ProbeSpec], numbers: Numbers) -> list[Row]:
+    """What is drawn cannot be remembered: samplers are asked in every trial. Then tokenizers and templates."""
+    honest = bench.honest(halves)
+    document = calibrated(halves[1], [honest_run(engine, halves[0]) for engine in honest.values()], bench.platform)
     first = next(iter(honest.values()))
     rows = []
     path = bench.laboratory.gguf(HONEST, bench.kind)
@@ -110,7 +107,7 @@ def live_rows(bench: LlamaCpp, document: ProbeDocument, honest: dict[str, Rememb
             engine.known = first.known
             found = trials([engine], document, bench.platform, count, connection=connection, name="live")
             rows.append(Row(name, found, honest=is_honest))
-    return rows
+    return rows + tokenizer_rows(bench, document, first, numbers.faults)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -134,13 +131,12 @@ def main(options: argparse.Namespace) -> int:
     for bench in benches:
         own = recorded(bench, laboratory, None)
         for label, halves in (("transformers, 32 bits", against), ("its own build", own)):
-            if halves is None:
-                continue
-            made, document, honest = section(bench, halves, label, numbers)
-            sections.append(made)
-            if isinstance(bench, LlamaCpp) and label == "its own build" and bench is benches[0]:
-                extra += live_rows(bench, document, honest, numbers)
-                extra += tokenizer_rows(bench, document, next(iter(honest.values())), numbers.faults)
+            if halves is not None:
+                path = laboratory.work / f"{bench.label} {label} {options.trials} {options.honest}.section"
+                sections.append(remade(path, partial(section, bench, halves, label, numbers)))
+    if isinstance(benches[0], LlamaCpp):
+        path = laboratory.work / f"{benches[0].label} live {options.trials} {options.honest}.section"
+        extra = remade(path, partial(live_rows, benches[0], recorded(benches[0], laboratory, None), numbers))
     write(ROOT / "docs", sections, extra, seconds=time.monotonic() - started, models=options.models)
     return 0
 

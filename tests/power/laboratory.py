@@ -67,7 +67,7 @@ class Laboratory:
 
     def gguf(self, variant: Variant, kind: str, **more: Any) -> Path:
         """Its file for llama.cpp."""
-        folder = self.work / "gguf"
+        folder = self.work / f"gguf {kind}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         write_gguf(
@@ -99,6 +99,14 @@ class Laboratory:
         ask()
         path.write_bytes(pickle.dumps(engine.known))
         return engine
+
+
+def remade(path: Path, make: Callable[[], Any]) -> Any:
+    """A result that was kept, or else made and kept."""
+    if not path.exists():
+        made = make()
+        path.write_bytes(pickle.dumps(made))
+    return pickle.loads(path.read_bytes())
 
 
 class LlamaCpp:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from tests.power.trials import Count
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from runtime.validation.evidence import Platform
     from schemas.probe import Calibration
+    from tests.power.trials import Count
 
-GOAL: Final = 0.99
+PAGE: Final = Path(__file__).with_name("page.md")
+"""What the page says before its tables."""
 SHOWN: Final = (
     "weights of 4 bits, per channel",
     "weights of 8 bits, per channel",
@@ -64,7 +64,7 @@ def write(folder: Path, sections: Sequence[Section], extra: Sequence[Row], *, se
         seconds: that making them took.
         models: folder of the trained models, whose metadata are told.
     """
-    intro = (folder / "power.in.md").read_text("utf-8")
+    intro = PAGE.read_text("utf-8")
     parts = [intro.rstrip(), *(_section(section) for section in sections)]
     if extra:
         parts.append(_table("Tokenizers, templates, samplers (llama.cpp)", extra, curves=False))
@@ -114,8 +114,8 @@ def _about(models: Path) -> str:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         facts = header.get("__metadata__", {})
         lines.append(
-            f"- `{path.stem}`: seed {facts.get('seed')}, {facts.get('steps')} steps in {facts.get('seconds')} s, loss on "
-            f"held-out text {facts.get('loss')} (token frequencies alone: {facts.get('unigram')}), torch "
+            f"- `{path.stem}`: seed {facts.get('seed')}, {facts.get('steps')} steps in {facts.get('seconds')} s, loss "
+            f"on held-out text {facts.get('loss')} (token frequencies alone: {facts.get('unigram')}), torch "
             f"{facts.get('torch')}, library of Python {facts.get('python')}"
         )
     return "\n".join(lines)
@@ -138,15 +138,13 @@ def _plot(path: Path, sections: Sequence[Section]) -> None:
             sizes = sorted(found)
             style = {"color": "black", "linewidth": 2.5} if name == "honest" else {"linewidth": 1.2}
             (line,) = axis.plot(sizes, [median(found[size]) for size in sizes], label=name, **style)
-            low, high = (
-                [sorted(found[size])[int(share * len(found[size]))] for size in sizes] for share in (0.01, 0.99)
-            )
+            low, high = ([_quantile(found[size], share) for size in sizes] for share in (0.01, 0.99))
             axis.fill_between(sizes, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
         sizes = sorted(section.allowed)
         allowed = [section.allowed[size] for size in sizes]
         axis.plot(sizes, allowed, "r--", linewidth=1.5, label="fails above")
         axis.set(
-            xscale="log", yscale="log", title=f"{section.label}\nagainst {section.reference}", xlabel="tokens spent"
+            xscale="log", yscale="log", xlabel="tokens spent", title=f"{section.label},\nagainst {section.reference}"
         )
         axis.set_xticks(sizes, [str(size) for size in sizes], rotation=60)
         axis.minorticks_off()
@@ -155,3 +153,7 @@ def _plot(path: Path, sections: Sequence[Section]) -> None:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[int(share * len(values))]

@@ -69,7 +69,7 @@ def _asked(bench: LlamaCpp, document: ProbeDocument, honest: Remembered, **given
 def _swaps(
     bench: LlamaCpp, document: ProbeDocument, honest: Remembered, count: int, *, neighbours: bool | None
 ) -> Count:
-    """Each trial is another fault: a tokenizer is always asked all of the probe's texts, and there is nothing to draw."""
+    """Each trial is another fault: a tokenizer is always asked all texts, and there is nothing else to draw."""
     draw = random.Random(f"merges {neighbours}")
     counts = []
     for number in range(count):
