@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.hardware import HostHardware
 from runtime.host import host_ports
@@ -29,17 +28,14 @@ from tests.power.probing import calibrated, curve, honest_run, limits, record_ha
 from tests.power.report import Row, Section, write
 from tests.power.serving import Remembered
 from tests.power.tokenizers import tokenizer_rows
-from tests.power.trials import trials
+from tests.power.trials import Numbers, trials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from schemas.probe import ProbeDocument
 
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """How many trials."""
-
-    faults: int
-    honest: int
 
 
 def say(message: str) -> None:
@@ -89,11 +85,20 @@ def section(
     return Section(bench.label, reference, platform, calibration, rows, curves, allowed)
 
 
-def live_rows(bench: LlamaCpp, halves: tuple[ProbeSpec, ProbeSpec], numbers: Numbers) -> list[Row]:
-    """What is drawn cannot be remembered: samplers are asked in every trial. Then tokenizers and templates."""
+def beside(
+    make: Callable[[LlamaCpp, ProbeDocument, Remembered, Numbers], list[Row]],
+    bench: LlamaCpp,
+    halves: tuple[ProbeSpec, ProbeSpec],
+    numbers: Numbers,
+) -> list[Row]:
+    """Rows of what is wrong beside the weights, with the thresholds of honest ones."""
     honest = bench.honest(halves)
     document = calibrated(halves[1], [honest_run(engine, halves[0]) for engine in honest.values()], bench.platform)
-    first = next(iter(honest.values()))
+    return make(bench, document, next(iter(honest.values())), numbers)
+
+
+def sampler_rows(bench: LlamaCpp, document: ProbeDocument, first: Remembered, numbers: Numbers) -> list[Row]:
+    """What is drawn cannot be remembered: samplers are asked in every trial."""
     rows = []
     path = bench.laboratory.gguf(HONEST, bench.kind)
     with serving.llamacpp(path) as connection:
@@ -107,7 +112,7 @@ def live_rows(bench: LlamaCpp, halves: tuple[ProbeSpec, ProbeSpec], numbers: Num
             engine.known = first.known
             found = trials([engine], document, bench.platform, count, connection=connection, name="live")
             rows.append(Row(name, found, honest=is_honest))
-    return rows + tokenizer_rows(bench, document, first, numbers.faults)
+    return rows
 
 
 def main(options: argparse.Namespace) -> int:
@@ -135,8 +140,10 @@ def main(options: argparse.Namespace) -> int:
                 path = laboratory.work / f"{bench.label} {label} {options.trials} {options.honest}.section"
                 sections.append(remade(path, partial(section, bench, halves, label, numbers)))
     if isinstance(benches[0], LlamaCpp):
-        path = laboratory.work / f"{benches[0].label} live {options.trials} {options.honest}.section"
-        extra = remade(path, partial(live_rows, benches[0], recorded(benches[0], laboratory, None), numbers))
+        for name, make in (("tokenizers", tokenizer_rows), ("samplers", sampler_rows)):
+            path = laboratory.work / f"{benches[0].label} {name} {options.trials} {options.honest}.section"
+            own = recorded(benches[0], laboratory, None)
+            extra += remade(path, partial(beside, make, benches[0], own, numbers))
     write(ROOT / "docs", sections, extra, seconds=time.monotonic() - started, models=options.models)
     return 0
 

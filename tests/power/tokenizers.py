@@ -19,6 +19,7 @@ from tests.power.trials import Count, trials
 if TYPE_CHECKING:
     from schemas.probe import ProbeDocument
     from tests.power.laboratory import LlamaCpp
+    from tests.power.trials import Numbers
 
 CHATML: Final = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -38,15 +39,15 @@ FILES: Final[dict[str, dict[str, Any]]] = {
 """Files with the right weights, written otherwise."""
 
 
-def tokenizer_rows(bench: LlamaCpp, document: ProbeDocument, honest: Remembered, count: int) -> list[Row]:
+def tokenizer_rows(bench: LlamaCpp, document: ProbeDocument, honest: Remembered, numbers: Numbers) -> list[Row]:
     """Templates and beginnings, each asked by every validation; and merges, another fault in each trial."""
+    count = numbers.faults
     rows = []
     for name, given in FILES.items():
         engine = _asked(bench, document, honest, **given)
         rows.append(Row(name, trials([engine.without_sampler()], document, bench.platform, count)))
-    rows.append(Row("two merges in each other's place", _swaps(bench, document, honest, count, neighbours=False)))
-    rows.append(Row("two neighbouring merges swapped", _swaps(bench, document, honest, count, neighbours=True)))
-    rows.append(Row("one merge missing", _swaps(bench, document, honest, count, neighbours=None)))
+    rows.append(Row("two merges in each other's place", _swaps(bench, document, honest, count, missing=False)))
+    rows.append(Row("one merge missing", _swaps(bench, document, honest, count, missing=True)))
     return rows
 
 
@@ -66,20 +67,18 @@ def _asked(bench: LlamaCpp, document: ProbeDocument, honest: Remembered, **given
     return engine
 
 
-def _swaps(
-    bench: LlamaCpp, document: ProbeDocument, honest: Remembered, count: int, *, neighbours: bool | None
-) -> Count:
+def _swaps(bench: LlamaCpp, document: ProbeDocument, honest: Remembered, count: int, *, missing: bool) -> Count:
     """Each trial is another fault: a tokenizer is always asked all texts, and there is nothing else to draw."""
-    draw = random.Random(f"merges {neighbours}")
+    draw = random.Random(f"merges {missing}")
     counts = []
     for number in range(count):
         tokenizer = copy.deepcopy(bench.laboratory.tokenizer)
         listed = merges(tokenizer)
         one = draw.randrange(len(listed) - 1)
-        if neighbours is None:
+        if missing:
             del listed[one]
         else:
-            other = one + 1 if neighbours else draw.randrange(len(listed))
+            other = draw.randrange(len(listed))
             listed[one], listed[other] = listed[other], listed[one]
         engine = _asked(bench, document, honest, tokenizer=tokenizer).without_sampler()
         counts.append(trials([engine], document, bench.platform, 1, name=f"swap {number}"))

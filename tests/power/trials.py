@@ -22,6 +22,16 @@ CONFIDENCE: Final = 0.95
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """How many validations are drawn."""
+
+    faults: int
+    """For each fault."""
+    honest: int
+    """Of honest servers."""
+
+
+@dataclass(frozen=True)
 class Count:
     """How so many validations ended."""
 
