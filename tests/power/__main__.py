@@ -82,7 +82,7 @@ def section(
         engine = Canned(first, seen).without_sampler()
         rows.append(Row(name, trials([engine], document, platform, numbers.faults)))
     (calibration,) = document.spec.calibrations
-    return Section(bench.label, reference, platform, calibration, rows, curves, allowed)
+    return Section(bench.label, reference, platform, calibration, rows, curves, allowed, tuple(bench.missing))
 
 
 def beside(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from runtime.engines.llamacpp import LlamaCppEngine
 from runtime.engines.vllm import VllmEngine
 from runtime.validation.evidence import Platform
+from schemas.errors import EngineUnreachable
 from tests.power import serving, weights
 from tests.power.formats import write_folder, write_gguf
 from tests.power.serving import Remembered, fill
@@ -118,6 +119,8 @@ class LlamaCpp:
         self.kind = kind
         self.platform = Platform("llamacpp", version, architecture, kind)
         self.label = f"llama.cpp {kind}"
+        self.missing: list[str] = []
+        """Nothing: without llama.cpp there is no table."""
 
     @contextmanager
     def recording(self) -> Iterator[tuple[Remembered, UnixConnection]]:
@@ -177,6 +180,8 @@ class Vllm:
         self.python = python
         self.platform = Platform("vllm", version, architecture, dtype)
         self.label = f"vLLM {dtype}"
+        self.missing: list[str] = []
+        """Circumstances and faults under which it did not start or answer here."""
         self._flags = ("--dtype", dtype, "--load-format", "safetensors", "--max-model-len", str(BASE.context))
 
     @contextmanager
@@ -199,7 +204,10 @@ class Vllm:
                 with serving.vllm(folder, self.python, *self._flags, *flags, threads=threads) as connection:
                     fill(engine, connection, specs, load=8 if "eight" in name else 1)
 
-            found[name] = self.laboratory.kept(f"{self.label} {name}", engine, ask)
+            try:
+                found[name] = self.laboratory.kept(f"{self.label} {name}", engine, ask)
+            except EngineUnreachable:
+                self.missing.append(name)
         return found
 
     def faulty(self, judged: ProbeSpec) -> Iterator[tuple[str, Remembered]]:
@@ -214,4 +222,7 @@ class Vllm:
                 with serving.vllm(folder, self.python, *self._flags, "--enforce-eager") as connection:
                     fill(engine, connection, [judged], load=8)
 
-            yield variant.name, self.laboratory.kept(f"{self.label} {variant.name}", engine, ask)
+            try:
+                yield variant.name, self.laboratory.kept(f"{self.label} {variant.name}", engine, ask)
+            except EngineUnreachable:
+                self.missing.append(variant.name)

@@ -52,6 +52,8 @@ class Section:
     rows: Sequence[Row]
     curves: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     allowed: dict[int, float] = field(default_factory=dict)
+    missing: Sequence[str] = ()
+    """What could not be run where the table was made."""
 
 
 def write(folder: Path, sections: Sequence[Section], extra: Sequence[Row], *, seconds: float, models: Path) -> None:
@@ -83,6 +85,8 @@ def _section(section: Section) -> str:
         f"Thresholds from {calibration.runs} honest runs over other passages ({calibration.samples} positions), margin "
         f"{calibration.margin:g}. {looks}."
     )
+    if section.missing:
+        about += f" Not run, because the engine did not start so here: {'; '.join(dict.fromkeys(section.missing))}."
     return _table(f"{section.label}, against {section.reference}", section.rows, curves=True, about=about)
 
 
