@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.hardware import HostHardware
 from runtime.host import host_ports
 from runtime.validation.reference import transformers_reference
+from schemas.errors import EngineUnreachable
 from schemas.probe import ProbeSpec
 from tests.power import serving
 from tests.power.faulty import Canned, Seedless, Tepid
@@ -31,7 +32,7 @@ from tests.power.tokenizers import tokenizer_rows
 from tests.power.trials import Numbers, trials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from schemas.probe import ProbeDocument
 
@@ -48,6 +49,7 @@ def section(
     halves: tuple[ProbeSpec, ProbeSpec],
     reference: str,
     numbers: Numbers,
+    asked: Sequence[ProbeSpec],
 ) -> Section:
     """One table: one engine with one kind of numbers, against one reference."""
     chosen, judged = halves
@@ -65,7 +67,7 @@ def section(
         say(f"{bench.label} against {reference}: {name}")
         count = trials([engine], document, platform, numbers.faults, name="one")
         rows.append(Row(f"honest: {name}", count, honest=True))
-    for name, engine in bench.faulty(judged):
+    for name, engine in bench.faulty(asked):
         say(f"{bench.label} against {reference}: {name}")
         found = curve(engine, judged)
         curves[name] = found
@@ -131,14 +133,17 @@ def main(options: argparse.Namespace) -> int:
     if options.vllm:
         benches.append(Vllm(laboratory, options.vllm, "bfloat16", architecture, options.vllm_version))
     extra: list[Row] = []
-    # One reference for all of them, as a network has.
-    against = recorded(benches[0], laboratory, reference) if reference else None
     for bench in benches:
-        own = recorded(bench, laboratory, None)
-        for label, halves in (("transformers, 32 bits", against), ("its own build", own)):
-            if halves is not None:
-                path = laboratory.work / f"{bench.label} {label} {options.trials} {options.honest}.section"
-                sections.append(remade(path, partial(section, bench, halves, label, numbers)))
+        probes = {"its own build": recorded(bench, laboratory, None)}
+        if reference:
+            try:
+                probes["transformers, 32 bits"] = recorded(bench, laboratory, reference)
+            except EngineUnreachable:
+                bench.missing.append("a comparison with transformers")
+        for label, halves in sorted(probes.items(), reverse=True):
+            path = laboratory.work / f"{bench.label} {label} {options.trials} {options.honest}.section"
+            asked = [judged for _chosen, judged in probes.values()]
+            sections.append(remade(path, partial(section, bench, halves, label, numbers, asked)))
     if isinstance(benches[0], LlamaCpp):
         for name, make in (("tokenizers", tokenizer_rows), ("samplers", sampler_rows)):
             path = laboratory.work / f"{benches[0].label} {name} {options.trials} {options.honest}.section"

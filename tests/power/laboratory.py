@@ -151,7 +151,7 @@ class LlamaCpp:
                 for case in spec.forced[:THREAD_CASES]
             )
 
-    def faulty(self, judged: ProbeSpec) -> Iterator[tuple[str, Remembered]]:
+    def faulty(self, judged: Sequence[ProbeSpec]) -> Iterator[tuple[str, Remembered]]:
         """Each fault of weights or server that can be made here."""
         for variant in VARIANTS:
             if self.laboratory.has(variant):
@@ -162,11 +162,11 @@ class LlamaCpp:
         if self.laboratory.has(smaller):
             yield smaller.name, self._one(smaller.name, smaller, Remembered(LlamaCppEngine()), judged)
 
-    def _one(self, name: str, variant: Variant, engine: Remembered, judged: ProbeSpec) -> Remembered:
+    def _one(self, name: str, variant: Variant, engine: Remembered, judged: Sequence[ProbeSpec]) -> Remembered:
         def ask() -> None:
             path = self.laboratory.gguf(variant, self.kind)
             with serving.llamacpp(path) as connection:
-                fill(engine, connection, [judged])
+                fill(engine, connection, judged)
 
         return self.laboratory.kept(f"{self.label} {name}", engine, ask)
 
@@ -210,7 +210,7 @@ class Vllm:
                 self.missing.append(name)
         return found
 
-    def faulty(self, judged: ProbeSpec) -> Iterator[tuple[str, Remembered]]:
+    def faulty(self, judged: Sequence[ProbeSpec]) -> Iterator[tuple[str, Remembered]]:
         """The main rows."""
         for variant in VARIANTS:
             if not variant.vllm or not self.laboratory.has(variant):
@@ -220,7 +220,7 @@ class Vllm:
             def ask(variant: Variant = variant, engine: Remembered = engine) -> None:
                 folder = self.laboratory.folder(variant)
                 with serving.vllm(folder, self.python, *self._flags, "--enforce-eager") as connection:
-                    fill(engine, connection, [judged], load=8)
+                    fill(engine, connection, judged, load=8)
 
             try:
                 yield variant.name, self.laboratory.kept(f"{self.label} {variant.name}", engine, ask)
