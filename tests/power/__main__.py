@@ -119,7 +119,6 @@ def sampler_rows(bench: LlamaCpp, document: ProbeDocument, first: Remembered, nu
 
 def main(options: argparse.Namespace) -> int:
     """Make all of it."""
-    started = time.monotonic()
     laboratory = Laboratory(options.models, options.models / "answers")
     architecture = HostHardware(laboratory.work).read().architecture
     numbers = Numbers(options.trials, options.honest)
@@ -149,7 +148,7 @@ def main(options: argparse.Namespace) -> int:
             path = laboratory.work / f"{benches[0].label} {name} {options.trials} {options.honest}.section"
             own = recorded(benches[0], laboratory, None)
             extra += remade(path, partial(beside, make, benches[0], own, numbers))
-    write(ROOT / "docs", sections, extra, seconds=time.monotonic() - started, models=options.models)
+    write(ROOT / "docs", sections, extra, models=options.models)
     return 0
 
 

@@ -56,21 +56,20 @@ class Section:
     """What could not be run where the table was made."""
 
 
-def write(folder: Path, sections: Sequence[Section], extra: Sequence[Row], *, seconds: float, models: Path) -> None:
+def write(folder: Path, sections: Sequence[Section], extra: Sequence[Row], *, models: Path) -> None:
     """Write `power.md` and `power.svg` into a folder.
 
     Args:
         folder: where.
         sections: tables of weights.
         extra: rows of tokenizers, templates and samplers.
-        seconds: that making them took.
         models: folder of the trained models, whose metadata are told.
     """
     intro = PAGE.read_text("utf-8")
     parts = [intro.rstrip(), *(_section(section) for section in sections)]
     if extra:
         parts.append(_table("Tokenizers, templates, samplers (llama.cpp)", extra, curves=False))
-    parts.append(f"## How it was made\n\n{_about(models)}\n\nThe table took {seconds / 60:.0f} minutes.")
+    parts.append(f"## How it was made\n\n{_about(models)}")
     (folder / "power.md").write_text("\n\n".join(parts) + "\n", "utf-8")
     _plot(folder / "power.svg", sections)
 
