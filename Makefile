@@ -9,7 +9,7 @@ STAMP   := $(VENV)/.installed
 # Parallel tests: one worker per processor, at most four (engines are started for real).
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help install demo test attacks fuzz simulate lint format bench docs lock schemas clean
+.PHONY: help install demo test attacks fuzz simulate lint format bench power docs lock schemas clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,11 @@ format: install ## rewrite in the project's style
 
 bench: install ## measure (ONLY=name for one); writes benchmarks/results.json and RESULTS.md
 	@$(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY))
+
+power: install ## how often validation tells which fault, as docs/power.md (MODELS=folder TORCH=python VLLM=python; hours)
+	@test -n "$(TORCH)" || { echo "TORCH names the Python of an environment with torch, transformers, tokenizers, safetensors"; exit 64; }
+	@$(TORCH) -m tests.power.train $(or $(MODELS),.power)
+	@$(BIN)/python -m tests.power $(or $(MODELS),.power) --torch $(TORCH) $(if $(VLLM),--vllm $(VLLM))
 
 docs: install ## write the generated references (JSON Schemas, reasons, attack and isolation tables), and build the site into site/
 	@$(BIN)/python -m schemas.publish

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Final
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
 from schemas.digests import digest_text
 
@@ -102,7 +102,13 @@ class Evidence:
 
     def to_json(self) -> str:
         """The canonical text, over which the digest is taken: one line, keys in order."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        # Not `asdict`, which copies every number of every position: a tenth of a second for an ordinary validation.
+        return json.dumps(self, default=_by_name, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _by_name(part: Any) -> dict[str, Any]:
+    """A part of the evidence as JSON takes it."""
+    return {field.name: getattr(part, field.name) for field in fields(part)}
 
 
 def draw(seed: str, count: int) -> tuple[int, ...]:
