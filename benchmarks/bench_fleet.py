@@ -40,7 +40,7 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> tuple[ScaledNode, Pat
 
 
 def _another(status: dict[str, Any], chance: random.Random) -> dict[str, Any]:
-    """The status of another node: its own key; one in ten lacks half of the models, one in a hundred has a full disk."""
+    """Another node's: its own key; one in ten lacks half of the models, one in a hundred has a full disk."""
     models = {item["manifest"]: item["model"] for item in status["models"]}
     made: dict[str, Any] = {**status, "node": address_of(chance.randbytes(32))}
     if chance.random() < 0.1:
