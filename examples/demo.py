@@ -235,21 +235,8 @@ class Demo:
 
     def stop_runtime(self) -> None:
         """Runtime and front outlive the agent on purpose; the demo is over, so they are stopped."""
-        if not self.config.exists():
-            return
-        from reconciler.cli import wiring
-        from reconciler.identity import node_address
-        from reconciler.state_dir import StateDir
-
-        config = wiring.load_config(self.config)
-        state = StateDir(Path(config.state_dir))
-        for backend in wiring.build_backends(config, state, node_address(state), wiring.host()).values():
-            for instance in backend.list():
-                backend.stop(instance.name, grace=1)
-                backend.remove(instance.name)
-        front = wiring.build_front(config, state, wiring.host())
-        if front is not None:
-            front.stop()
+        if self.config.exists():
+            stop_node(self.config)
 
     # --- the story ------------------------------------------------------------------------------------------------
 
@@ -446,3 +433,20 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def stop_node(path: Path) -> None:
+    """Stop what a node has running: its engine, and its front."""
+    from reconciler.cli import wiring
+    from reconciler.identity import node_address
+    from reconciler.state_dir import StateDir
+
+    config = wiring.load_config(path)
+    state = StateDir(Path(config.state_dir))
+    for backend in wiring.build_backends(config, state, node_address(state), wiring.host()).values():
+        for instance in backend.list():
+            backend.stop(instance.name, grace=1)
+            backend.remove(instance.name)
+    front = wiring.build_front(config, state, wiring.host())
+    if front is not None:
+        front.stop()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from demo import stop_node
 
 from tests.docs.transcripts import DOCS, steps
 
@@ -76,10 +77,10 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     }
     shell = Shell(tmp_path, environment)
     yield shell
-    shell.run("cd && reconcile --config ../tutorial/node.yaml suspend the-page-is-over")
-    for instance in (tmp_path / "tutorial" / "node" / "run").glob("reconcile-*"):
-        shell.run(f"pkill -KILL -f {instance.name}")
-    shell.run(f"pkill -KILL -f {tmp_path}")
+    config = tmp_path / "tutorial" / "node.yaml"
+    if config.exists():
+        stop_node(config)
+    shell.run("kill %1")
     shell.end()
 
 
