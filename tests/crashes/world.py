@@ -5,17 +5,19 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import sys
+import time
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from reconciler.cli import wiring
 from reconciler.identity import create_identity, node_address
 from reconciler.loop import Reconciler
 from reconciler.state_dir import StateDir
+from runtime.backends.native import NativeBackend
 from runtime.engines.simulated import ENVIRONMENT
-from runtime.host import StopEvent, host_ports
+from runtime.host import StopEvent, SystemClock, host_ports
 from runtime.interfaces import Launch
 from schemas.digests import digest_bytes
 from schemas.observation import NativeEngine, StoredModel
@@ -28,7 +30,7 @@ from tests.support.invariants.checks import check
 from tests.support.invariants.sight import look
 from tests.support.models import gguf, lay_out, make_model, silent
 from tests.support.simulated_node import Recorder
-from tests.support.swapping import WEAKER, FleetingClock
+from tests.support.swapping import WEAKER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +44,43 @@ if TYPE_CHECKING:
     from schemas.ports import Ports
     from schemas.probe import ChatMessage
     from schemas.target import ServingTarget
+
+
+class LeapingClock(SystemClock):
+    """The machine's clock, which leaps ahead when it is told, for every process of a world at once; never back."""
+
+    def __init__(self, path: Path) -> None:
+        """Keep its leaps in a file."""
+        self._path = path
+
+    def leap(self, seconds: int) -> None:
+        """Be so much later from now on."""
+        with self._path.open("a", encoding="ascii") as file:
+            file.write(f"{time.time()} {seconds}\n")
+
+    def shift(self, moment: datetime) -> datetime:
+        """What this clock showed when the machine's showed `moment`."""
+        lines = self._path.read_text(encoding="ascii").splitlines() if self._path.exists() else []
+        leaps = (line.split() for line in lines)
+        return moment + timedelta(seconds=sum(int(by) for at, by in leaps if float(at) <= moment.timestamp()))
+
+    def now(self) -> datetime:
+        """The time."""
+        return self.shift(datetime.now(UTC))
+
+
+class LeapingNative(NativeBackend):
+    """Its supervisors note the machine's time, which is not this world's."""
+
+    clock: LeapingClock
+
+    def list(self) -> tuple[Instance, ...]:
+        """Every instance, since when by the world's clock."""
+        return tuple(
+            replace(item, started_at=self.clock.shift(item.started_at)) if item.started_at is not None else item
+            for item in super().list()
+        )
+
 
 DATES: dict[str, Any] = {"issued": -700, "expires": 36_500}
 SETTLED = 6
@@ -172,7 +211,7 @@ class World:
         self.network = Network(Repository(folder / "network"), folder / "mirror")
         self.network.rotate()
         self.state = StateDir(folder / "node")
-        self.clock = FleetingClock()
+        self.clock = LeapingClock(folder / "clock")
         self._front = front
         self.join()
 
@@ -202,9 +241,11 @@ class World:
         journal.close_interrupted(ports.clock.now())
         made = wiring.build_node(self.config, journal, ports=ports, progress=silent)
         inner = made.adapters
+        native = LeapingNative(self.state.run, network=NETWORK, node_id=made.node_id, ports=ports)
+        native.clock = self.clock
         adapters = replace(
             inner,
-            backends={name: tap.around(backend, name) for name, backend in inner.backends.items()},
+            backends={"native": tap.around(native, "native")},
             engines={"llamacpp": StubEngine()},
             connect=lambda backend, name, socket: tap.around(inner.connect(backend, name, socket), "engine"),
             front=tap.around(inner.front, "front") if inner.front is not None else None,
@@ -295,7 +336,7 @@ class World:
 
     def later(self) -> None:
         """Let so much time pass that no budget of restarts is used up, and a scrub is due."""
-        self.clock.ahead += timedelta(minutes=11)
+        self.clock.leap(11 * 60)
 
     def instances(self) -> tuple[Instance, ...]:
         """What the backends see."""
