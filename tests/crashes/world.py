@@ -16,11 +16,11 @@ from reconciler.identity import create_identity, node_address
 from reconciler.loop import Reconciler
 from reconciler.state_dir import StateDir
 from runtime.backends.native import NativeBackend
-from runtime.engines.simulated import ENVIRONMENT
+from runtime.engines.simulated import SimulatedEngine
 from runtime.host import StopEvent, SystemClock, host_ports
-from runtime.interfaces import Launch
+from runtime.interfaces import Activity, Launch
 from schemas.digests import digest_bytes
-from schemas.observation import NativeEngine, StoredModel
+from schemas.observation import StoredModel
 from tests.crashes import stub_engine
 from tests.crashes.tap import Tap
 from tests.desired_state.network import NETWORK, Repository, _yaml, snapshot_text, trust_text
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from schemas.node import NodeConfig
     from schemas.observation import Instance
     from schemas.ports import Ports
-    from schemas.probe import ChatMessage
     from schemas.target import ServingTarget
 
 
@@ -87,16 +86,10 @@ SETTLED = 6
 """Passes within which a node has to come to rest after a crash."""
 
 
-class StubEngine:
-    """Stands for llama.cpp: a real process behind a real socket, without its cost."""
+class StubEngine(SimulatedEngine):
+    """Stands for llama.cpp: a real process behind a real socket, without its cost. It can do what every engine must."""
 
-    name = "llamacpp"
-    formats = frozenset({"gguf"})
-    distributions: tuple[str, ...] = ("stub",)
-
-    def native(self) -> NativeEngine:
-        """Always there."""
-        return NativeEngine(self.name, "1.0", ENVIRONMENT)
+    answers = frozenset()
 
     def launch(self, target: ServingTarget, manifest: ManifestDocument, view: EngineView) -> Launch:
         """The program beside this file, without what takes an interpreter long to begin."""
@@ -106,12 +99,10 @@ class StubEngine:
         """As soon as it answers."""
         return isinstance(connection.request("GET", "/health", timeout=30), dict)
 
-    def activity(self, connection: EngineConnection) -> None:
-        """It has no way to say."""
-
-    def render(self, connection: EngineConnection, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
-        """No probe here asks for it."""
-        raise NotImplementedError
+    def activity(self, connection: EngineConnection) -> Activity:
+        """Nothing: nobody asks it for anything."""
+        self.ready(connection)
+        return Activity(0, 0, 0)
 
     def greedy(self, connection: EngineConnection, prompt: Sequence[int], *, tokens: int) -> tuple[int, ...]:
         """What it says to everything."""
