@@ -9,7 +9,7 @@ STAMP   := $(VENV)/.installed
 # Parallel tests: one worker per processor, at most four (engines are started for real).
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help install demo test attacks fuzz simulate lint format bench power docs lock schemas clean
+.PHONY: help install demo test attacks fuzz simulate crashes lint format bench power docs lock schemas clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ fuzz: install ## every parser, with coverage as guide (SECONDS=10 for each)
 
 simulate: install ## a whole node against faults, from seeds (SEEDS=1000, SEEDS=5000-6000), or one to read (SEED=n)
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
+
+crashes: install ## kill the agent at every journal write, durable write and call to the outside (EVERY=10 for a sample)
+	@$(BIN)/python -m tests.crashes --every $(or $(EVERY),1)
 
 lint: install ## style, types, layers
 	@$(BIN)/ruff check .

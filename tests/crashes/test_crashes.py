@@ -1,0 +1,37 @@
+"""The agent dies by SIGKILL at points of every operation, on real git, journal, store, processes and front (I1 to I11).
+
+Here a sample that is the same in every run; `make crashes` tries every point.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.crashes.scenes import SCENES
+
+EVERY = {"install": 4, "swap": 4, "rollback": 4, "rotation": 2, "gc": 6, "scrub": 6, "signing": 12}
+"""Every how-manyth point is tried."""
+REACHED = 0.8
+"""Share of the chosen points at which an agent really has to die: a slow machine asks an engine more or less often."""
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_node_converges_wherever_its_agent_dies(scene: str) -> None:
+    """After each death the checker finds nothing wrong, and new agents come to what the network wants (I3, I4, I7)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.crashes", "--scenes", scene, "--every", str(EVERY[scene])],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["points"] > 50
+    assert told["deaths"] >= REACHED * told["points"] / EVERY[scene], done.stdout
