@@ -14,7 +14,7 @@ import pytest
 
 from tests.crashes.scenes import SCENES
 
-EVERY = {"install": 4, "swap": 4, "rollback": 4, "rotation": 2, "gc": 6, "scrub": 6, "signing": 12}
+EVERY = {"install": 8, "swap": 8, "rollback": 8, "rotation": 4, "gc": 12, "scrub": 12, "signing": 24}
 """Every how-manyth point is tried."""
 REACHED = 0.8
 """Share of the chosen points at which an agent really has to die: a slow machine asks an engine more or less often."""
