@@ -41,12 +41,9 @@ def docker(*arguments: str) -> str:
 class Contained(QuietDemo):
     """A node whose agent is a container."""
 
+    name: str
     agent_image: str
     socket: str
-
-    def __post_init__(self) -> None:
-        """Name it apart from every other test's."""
-        self.name = f"reconcile-agent-{uuid.uuid4().hex[:8]}"
 
     @property
     def node(self) -> Path:
@@ -122,7 +119,9 @@ def agent_image(docker_host: str, registry: str) -> str:
     command = [sys.executable, str(BUILD), "agent", "--registry", registry]
     done = subprocess.run(command, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stderr
-    return str(json.loads(done.stdout)["agent"])
+    image = str(json.loads(done.stdout)["agent"])
+    docker("pull", "--quiet", image)
+    return image
 
 
 @pytest.fixture
@@ -131,6 +130,7 @@ def contained(
 ) -> Iterator[Contained]:
     """A network with two versions, and a node of which nothing was made yet but its folder, on a shared mount."""
     made = Contained(tmp_path, "docker", image=test_images["llamacpp"])
+    made.name = f"reconcile-agent-{uuid.uuid4().hex[:8]}"
     made.agent_image, made.socket = agent_image, docker_host.removeprefix("unix://")
     made.node.mkdir()
     made.config.parent.mkdir()
