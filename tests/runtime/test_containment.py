@@ -84,13 +84,13 @@ def ask_from_outside(code: str, *arguments: str) -> str:
 
 
 def test_a_listener_outside_of_the_pid_namespace_is_refused_by_name(tmp_path: Path) -> None:
-    """The kernel says process 0 of it, which must be taken for nobody's, whatever the backend would say of it."""
+    """The kernel says process 0 of it: the refusal says what is missing, and not that a stranger listens."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"/proc/self/fd/{os.open(tmp_path, os.O_PATH)}/x")
         listener.listen()
         code = (
             "import sys; from pathlib import Path; from runtime.connection import UnixConnection\n"
-            "try: UnixConnection(Path(sys.argv[1]), is_peer=lambda pid: True).peer(timeout=60)\n"
+            "try: UnixConnection(Path(sys.argv[1]), is_peer=lambda pid: False).peer(timeout=60)\n"
             "except Exception as error: print(type(error).__name__, error, error.hint)\n"
         )
         said = ask_from_outside(code, str(tmp_path / "x"))
