@@ -52,7 +52,7 @@ class Containment:
         """
         if not self.host_pids:
             return (
-                "the agent's container has process ids of its own: no socket's owner and no GPU's user can be told",
+                "the agent's container has process ids of its own: who listens on a socket cannot be told",
                 HOST_PIDS,
             )
         if folder is None:
