@@ -179,7 +179,7 @@ def test_an_agent_in_a_container(contained: Contained) -> None:
     assert blind.returncode == 1
     failures = [check for check in json.loads(blind.stdout)["checks"] if check["verdict"] == "failure"]
     assert any("process ids of its own" in item["message"] and "--pid host" in item["mend"] for item in failures)
-    assert contained.once(pids=()).returncode != 0, "an agent that sees nothing says so"
+    assert contained.once("--json", pids=()).returncode != 0, "an agent that sees nothing says so"
     assert contained.engine() == engine, "and leaves alone what it cannot judge"
 
     (contained.node / "status.json").unlink()
