@@ -70,6 +70,8 @@ docs: install ## write the generated references (JSON Schemas, reasons, attack a
 lock: ## resolve the locked requirements again (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-package inference-reconciler --extra dev pyproject.toml -o requirements.lock
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--extra gpu --extra openssf --extra s3 -c requirements.lock pyproject.toml -o runtime/images/agent/requirements.lock
 
 clean: ## remove what the chores made
 	@rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz htmlcov .coverage*

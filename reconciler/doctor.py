@@ -245,6 +245,27 @@ def _container_engine(patient: Patient, name: str, settings: ContainerBackend) -
         yield Check(name, "failure", error.message, error.hint or f"{name}'s own log says more")
     else:
         yield Check(name, "ok", f"{count} containers of this node")
+        yield from _contained(patient, name)
+
+
+def _contained(patient: Patient, name: str) -> Iterator[Check]:
+    """What it means that the agent is a container of the engine itself; nothing where it is none."""
+    from runtime.backends.docker_api import ContainerEngine  # noqa: PLC0415 - an SDK, needed only where it is used
+
+    backend = patient.backends[name]
+    if not isinstance(backend, ContainerEngine) or backend.containment() is None:
+        return
+    yield Check(name, "ok", "the agent is a container itself, with the host's process ids and folders")
+    settings = patient.config.backends.docker if name == "docker" else patient.config.backends.podman
+    refused = set(backend.not_enforced()) - set(settings.allow_unenforced if settings is not None else ())
+    if refused:
+        mend = (
+            "give its container --cap-add SYS_ADMIN and bind-propagation=rshared for the state directory, or allow it"
+        )
+        yield Check(name, "warning", f"not enforced from here, and not allowed: {', '.join(sorted(refused))}", mend)
+    if "native" in patient.backends:
+        mend = "set backends.native.enabled to false in node.yaml"
+        yield Check("native", "warning", "native engines would end with the agent's container", mend)
 
 
 def _judge(patient: Patient, name: str, facts: EngineFacts) -> Iterator[Check]:

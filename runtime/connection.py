@@ -145,6 +145,12 @@ def connect(stream: socket.socket, path: Path, is_peer: Callable[[int], bool]) -
     except BackendUnavailable as error:
         raise EngineUnreachable(f"cannot tell who listens on {path}: {error.message}") from error
     if not ours:
+        if pid == 0:
+            # What the kernel says of a process that this one's pid namespace does not have (pid_namespaces(7)).
+            raise EngineUnreachable(
+                f"cannot tell who listens on {path}: a process outside of this agent's pid namespace",
+                hint="an agent in a container needs the host's process ids: --pid host",
+            )
         raise EngineUnreachable(f"a process that is not the instance's (pid {pid}) listens on {path}")
     return pid
 

@@ -110,3 +110,20 @@ def test_vllm_is_never_imported() -> None:
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             assert "vllm" not in _imports(path), path
+
+
+def locked(lock: Path) -> dict[str, str]:
+    """Versions that a lock pins, by project."""
+    lines = lock.read_text(encoding="utf-8").splitlines()
+    pins = (line.split(" ")[0].partition("==") for line in lines if "==" in line and line[0].isalnum())
+    return {name: version for name, _, version in pins}
+
+
+def test_the_agents_image_has_the_versions_that_are_tested() -> None:
+    """`make lock` resolves both: what both pin is the same, and nothing of development is in the image."""
+    ours = locked(ROOT / "requirements.lock")
+    image = locked(ROOT / "runtime" / "images" / "agent" / "requirements.lock")
+    assert len(image) > 40
+    assert {name: version for name, version in image.items() if ours.get(name, version) != version} == {}
+    assert image.keys() - ours.keys() == {"nvidia-ml-py"}, "read where there are GPUs only"
+    assert not image.keys() & {"pytest", "mypy", "ruff", "sphinx", "hypothesis", "moto", "xllamacpp"}

@@ -215,6 +215,7 @@ def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Por
                 node_id=node_id,
                 ports=ports,
                 loaded=loaded_images(state, ports),
+                run_folder=state.run,
             )
     if config.backends.native is not None and config.backends.native.enabled:
         from runtime.backends.native import NativeBackend

@@ -18,6 +18,7 @@ import docker.types
 import requests.exceptions
 
 from runtime.backends import socket_folder
+from runtime.backends.containment import containment, read_own_container
 from runtime.backends.stamped_lines import Place
 from runtime.interfaces import EngineView
 from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
@@ -26,6 +27,7 @@ from schemas.observation import Absent, Instance, Present, Unknown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from runtime.backends.containment import Containment
     from runtime.backends.loaded_images import LoadedImages
     from runtime.interfaces import InstanceSpec, Progress
     from schemas.observation import Health, InstanceStatus, Observation
@@ -103,6 +105,7 @@ class ContainerEngine:
         node_id: str,
         ports: Ports,
         loaded: LoadedImages | None = None,
+        run_folder: Path | None = None,
     ) -> None:
         """Describe the engine; nothing is connected yet.
 
@@ -113,12 +116,15 @@ class ContainerEngine:
             node_id: this node. Containers of other nodes on the same engine are none of ours.
             ports: durable writes for captured output.
             loaded: what is known of images that came by file.
+            run_folder: what instances' socket folders lie in; needed where the agent is a container itself.
         """
         self.name: BackendName = name
         self._socket = socket
         self._marks = {f"{LABEL}network": network, f"{LABEL}node": node_id}
         self._ports = ports
         self._loaded = loaded
+        self._run_folder = run_folder
+        self._around: tuple[Containment | None] | None = None
         self._local = threading.local()
         self._ids: dict[str, str] = {}
         """By name: the id of a container with this node's marks, as it was last seen. Ids are never used again."""
@@ -126,7 +132,14 @@ class ContainerEngine:
     # --- looking --------------------------------------------------------------------------------------------------
 
     def list(self) -> tuple[Instance, ...]:
-        """Every container with this node's marks: one call, and one more for each that has ended."""
+        """Every container with this node's marks: one call, and one more for each that has ended.
+
+        An agent in a container that cannot judge what it would see is told so here, before anything is changed: to
+        it a healthy engine would be one that somebody else answers for.
+        """
+        around = self.containment()
+        if around is not None and (trouble := around.trouble(self._run_folder)) is not None:
+            raise BackendUnavailable(trouble[0], hint=trouble[1])
         with self._translated():
             marks = [f"{key}={value}" for key, value in sorted(self._marks.items())]
             found = self._api.containers(all=True, filters={"label": marks})
@@ -191,7 +204,32 @@ class ContainerEngine:
 
     def not_enforced(self) -> tuple[Unenforced, ...]:
         """Only root can cap the socket folder; everything else the engine enforces."""
-        return () if socket_folder.can_cap() else ("socket-size",)
+        return () if self._can_cap() else ("socket-size",)
+
+    def containment(self) -> Containment | None:
+        """The agent's own container, asked for once; None where it is none of this engine's.
+
+        Raises:
+            BackendUnavailable: the engine does not answer.
+        """
+        if self._around is None:
+            own = read_own_container()
+            detail = None
+            with self._translated(), suppress(docker.errors.NotFound):
+                detail = self._api.inspect_container(own) if own else None
+            self._around = (containment(detail) if detail is not None else None,)
+        return self._around[0]
+
+    def _can_cap(self) -> bool:
+        """Whether a mount of the agent's is one to the engine too."""
+        if not socket_folder.can_cap():
+            return False
+        try:
+            around = self.containment()
+        except (BackendUnavailable, StartFailed):
+            # Nothing can be started meanwhile, and whoever creates asks again.
+            return True
+        return around is None or (self._run_folder is not None and around.shares(self._run_folder))
 
     # --- images ---------------------------------------------------------------------------------------------------
 
@@ -268,7 +306,7 @@ class ContainerEngine:
                 # Docker refuses a missing source; Podman would create it.
                 raise StartFailed(f"{folder} does not exist")
         self._release_forgotten(spec.socket_folder.parent)
-        socket_folder.open_for_engine(spec.socket_folder, self._ports.processes)
+        socket_folder.open_for_engine(spec.socket_folder, self._ports.processes, cap=self._can_cap())
         with self._translated():
             image = self._found(str(spec.target.image))
             config = self._api.create_container_config(

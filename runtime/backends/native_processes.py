@@ -6,6 +6,7 @@ A process id can be used again by a stranger at any moment. So a process is sign
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -147,7 +148,8 @@ def lock_holder(path: Path) -> int:
     """The process that holds the lock of fcntl(2) on a file, 0 for none. Takes no lock itself.
 
     Raises:
-        OSError: the file cannot be opened for another reason than its absence.
+        OSError: the file cannot be opened for another reason than its absence, or a process that this one's pid
+            namespace does not have holds the lock: it lives, and nothing here could name it.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -158,7 +160,13 @@ def lock_holder(path: Path) -> int:
         kind, _, _, _, pid = _LOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
     finally:
         os.close(descriptor)
-    return 0 if kind == fcntl.F_UNLCK else int(pid)
+    if kind == fcntl.F_UNLCK:
+        return 0
+    if pid <= 0:
+        raise OSError(
+            errno.ESRCH, "it is locked from outside of this agent's pid namespace (see --pid host)", str(path)
+        )
+    return int(pid)
 
 
 @contextmanager

