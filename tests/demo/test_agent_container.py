@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +21,10 @@ from tests.support.quiet_demo import QuietDemo
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("TEST_AGENT_IMAGE"), reason="TEST_AGENT_IMAGE=1 builds the agent's image first: several minutes"
+)
 
 PATIENCE = 120
 """Seconds for what takes five on a quiet machine."""
