@@ -75,7 +75,7 @@ def _without_intents() -> list[Any]:
     real = Journal.begin
 
     def begin(self: Journal, intent: str, **named: Any) -> None:
-        if named["kind"] != "start-instance":
+        if named["kind"] not in ("create-instance", "start-instance"):
             real(self, intent, **named)
 
     return [_patch(Journal, "begin", begin)]

@@ -7,7 +7,7 @@ moment of the effect. Whoever can only look from time to time calls `looked`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from reconciler.target import withdrawn
 from schemas.digests import short
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from schemas.observation import Instance, ModelSeen
     from schemas.target import ServingTarget
-    from tests.support.invariants.sight import Record, Sight
+    from tests.support.invariants.sight import IntentRow, Record, Sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,17 @@ class Served:
     what: str
     """`start`, `stop`, `remove`, `lead`."""
     instance: str
+
+
+MAKING: Final = ("create-instance", "start-instance")
+"""Actions whose intent an instance bears."""
+
+
+def _is_being_started(row: IntentRow, record: Record) -> bool:
+    """Whether the journal says that what this intent made is being started now; it may have been made ahead."""
+    if row.kind == "start-instance" or row.outcome == "running":
+        return row.outcome == "running"
+    return any(other.kind == "start-instance" and other.outcome == "running" for other in record.intents.values())
 
 
 @dataclass(slots=True)
@@ -110,9 +121,9 @@ class Witness:
         if blind:
             self._say("I3", f"{name} is started while {', '.join(blind)} cannot be seen")
         row = record.intents.get(intent)
-        if row is None or row.kind != "start-instance":
+        if row is None or row.kind not in MAKING:
             self._say("I7", f"{name} is started, and the journal knows no such intent")
-        elif row.outcome != "running":
+        elif not _is_being_started(row, record):
             self._say("I7", f"{name} is started by an intent that is {row.outcome}")
         seen = models.get(target.manifest)
         if not isinstance(seen, StoredModel) or not seen.intact:
@@ -181,7 +192,7 @@ class Witness:
         self._ours(item, record)
 
     def _ours(self, item: Instance, record: Record) -> None:
-        known = {row.id for row in record.intents.values() if row.kind == "start-instance"}
+        known = {row.id for row in record.intents.values() if row.kind in MAKING}
         if item.intent not in known | {row.intent for row in record.receipts}:
             self._say("I8", f"{item.name} is touched, and the journal does not know that it is ours")
 
