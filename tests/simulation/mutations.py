@@ -105,12 +105,13 @@ def _without_probes() -> list[Any]:
 
 def _any_answer() -> list[Any]:
     """Every answer passes."""
-    real = reconciler.kinds.validation.judge
+    real = reconciler.kinds.validation.validate
 
-    def judge(*args: Any, **named: Any) -> Any:
-        return replace(real(*args, **named), outcome="pass")
+    def validate(*args: Any, **named: Any) -> Any:
+        verdict, evidence = real(*args, **named)
+        return replace(verdict, outcome="pass"), evidence
 
-    return [_patch(reconciler.kinds.validation, "judge", judge)]
+    return [_patch(reconciler.kinds.validation, "validate", validate)]
 
 
 def _kinds(old: Any, new: Any) -> Any:
