@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Final
+
 import click
 
-KINDS = ("snapshot", "trust", "timestamp", "signature", "manifest", "probe", "node", "plan", "status", "fleet")
+import schemas
+
+KINDS: Final = tuple(
+    sorted(path.name.partition(".")[0] for path in Path(schemas.__file__).with_name("published").glob("*.json"))
+)
+"""Every document with a published schema.
+
+Looked up beside the package: the publisher itself would import every document.
+"""
 
 
 @click.group()

@@ -182,7 +182,8 @@ class ContainerEngine:
         Asked again and again, by time: followed across a rotation of its log, Docker (28) repeats lines and Podman
         loses some. What Podman prints between a look and a rotation is lost anyway: it keeps one file.
         """
-        place, tail = Place(), str(lines)
+        place = Place()
+        tail: int | str = lines  # the SDK takes a number in a string for "all"
         while True:
             asked = {"since": place.second} if place.second else {"tail": tail}
             text = b""

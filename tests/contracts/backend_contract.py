@@ -12,7 +12,6 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -303,8 +302,9 @@ class RealBackendContract(BackendContract):
 
     def test_what_is_printed_is_followed_over_rotations_to_the_end(self, harness: Harness) -> None:
         """A follower sees every line once, in order, also when the log was rotated meanwhile, and ends with it."""
-        spec = replace(harness.spec("a1"), log_limit=400_000)
         backend = harness.attach()
+        # Podman keeps one file and drops it when it is full, and with it what no look was in time for: not filled here.
+        spec = replace(harness.spec("a1"), log_limit=400_000 if backend.name != "podman" else 4_000_000)
         connection = run(harness, backend, spec)
         seen: list[bytes] = []
         stop = host_ports().stop
@@ -323,12 +323,7 @@ class RealBackendContract(BackendContract):
         follower.join(PATIENCE)
         assert not follower.is_alive()
         numbers = [int(line.split()[1]) for line in b"".join(seen).splitlines() if line.startswith(b"line ")]
-        if backend.name == "podman":
-            # It keeps one file, and drops it when that is full: what no look was in time for is lost, nothing else.
-            assert numbers.count(1499) == 4
-            assert all(later > earlier or earlier == 1499 for earlier, later in pairwise(numbers))
-        else:
-            assert numbers == [*range(1500)] * 4
+        assert numbers == [*range(1500)] * 4
 
     def test_the_last_lines_are_told(self, harness: Harness) -> None:
         """As many as are asked for, of an instance that has ended too; of none, nothing."""
