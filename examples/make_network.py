@@ -28,7 +28,7 @@ WRITTEN = ("README.md", "ci", ".github")
 """What a person wrote there: how changes are made, the check of pull requests, and the workflow that calls it."""
 
 SIGNERS = ("alice", "bob", "carol")
-WEAKER = ("network", "filesystem", "memory", "pids", "user")
+WEAKER = ("cpu", "filesystem", "memory", "network", "pids", "shm", "socket-size", "user")
 IMAGE = "ghcr.io/example/llamacpp@sha256:" + "5e" * 32
 YEARS = "3650d"
 NODES = {
