@@ -194,9 +194,10 @@ class ContainerEngine:
             # Podman refuses to read a log that it is rotating: the next look finds what there is then.
             with suppress(StartFailed) if follow else nullcontext(), self._translated():
                 text = bytes(self._api.logs(name, stdout=True, stderr=True, timestamps=True, **asked))
-            yield from place.news(text)
+            last = not follow or not detail["State"].get("Running")
+            yield from place.news(text, whole=last)
             tail = "all"
-            if not follow or not detail["State"].get("Running") or stop.wait(LOOK_SECONDS):
+            if last or stop.wait(LOOK_SECONDS):
                 return
 
     def view(self, *, model_folder: Path, socket_folder: Path) -> EngineView:  # noqa: ARG002 - fixed inside

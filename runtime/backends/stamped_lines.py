@@ -24,14 +24,18 @@ class Place:
         """Seconds since 1970 from which there may be news; 0 before the first line."""
         return self._last[0]
 
-    def news(self, text: bytes) -> Iterator[bytes]:
+    def news(self, text: bytes, *, whole: bool = True) -> Iterator[bytes]:
         """The lines that were not told yet, without their stamps.
 
         Args:
             text: stamped lines from some earlier place on, complete from there.
+            whole: whether nothing more comes. Otherwise a last line without an end is still being written: it is left
+                for the next look, which would take the whole of it for known.
         """
         at_last = 0
         for line in text.splitlines(keepends=True):
+            if not (whole or line.endswith(b"\n")):
+                return
             stamp, _, content = line.partition(b" ")
             moment = _moment(stamp)
             if moment is None or moment < self._last:
