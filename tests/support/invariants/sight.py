@@ -85,6 +85,8 @@ class Record:
     holds: Mapping[str, datetime]
     good: ServingTarget | None
     good_snapshot: str
+    earlier: ServingTarget | None
+    """What was good before it: the way back where the last known good fails its retest."""
     facts: Mapping[str, str]
     documents: Mapping[str, tuple[str, bytes]]
     """By digest: kind and content."""
@@ -136,6 +138,7 @@ def read_record(db: sqlite3.Connection) -> Record:
     rows = db.execute("SELECT id, kind, spec_digest, outcome, error FROM intents")
     intents = {row[0]: IntentRow(*row) for row in rows}
     good = db.execute("SELECT target, snapshot FROM last_known_good").fetchone()
+    earlier = db.execute("SELECT target FROM earlier_good").fetchone()
     return Record(
         accepted=accepted,
         receipts=receipts,
@@ -149,6 +152,7 @@ def read_record(db: sqlite3.Connection) -> Record:
         holds={row[0]: datetime.fromisoformat(row[1]) for row in db.execute("SELECT subject, until FROM holds")},
         good=parse_target(good[0]) if good else None,
         good_snapshot=good[1] if good else "",
+        earlier=parse_target(earlier[0]) if earlier else None,
         facts=dict(db.execute("SELECT name, value FROM facts").fetchall()),
         documents={row[0]: (row[1], row[2]) for row in db.execute("SELECT digest, kind, content FROM documents")},
         events=int(db.execute("SELECT COUNT(*) FROM events").fetchone()[0]),

@@ -139,7 +139,8 @@ class Witness:
             self._say("I1", f"{name} is started before any snapshot was accepted")
             return
         listed = {spec.manifest.digest for spec in document.spec.models}
-        if target.manifest not in listed and (good is None or good.manifest != target.manifest):
+        proven = {known.manifest for known in (good, record.earlier) if known is not None}
+        if target.manifest not in listed | proven:
             self._say("I1", f"{name} is started with {target.model}, which nobody signed for")
         if withdrawn(document, target):
             self._say("I6", f"{name} is started, and {target.model} is withdrawn")
