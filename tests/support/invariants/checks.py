@@ -125,7 +125,7 @@ def alone(sight: Sight) -> Iterator[Violation]:
     front = sight.front
     if sight.settled and not sight.blind and isinstance(front, Present) and front.value.state == "serving":
         there = {item.intent for item in running}
-        # A person who suspends a node wants its route to stay as well; what is led there is refused by the front itself.
+        # Who suspends a node wants its route to stay, too; the front itself refuses to lead to whoever is not there.
         suspended = sight.status is not None and _is_true(sight.status, "Suspended")
         if front.value.intent not in there and not suspended and not _is_held(sight, "front"):
             yield Violation("I3", f"clients are led to the instance of {front.value.intent}, which does not run")
