@@ -11,7 +11,7 @@ from reconciler.memory import DropHold, Note
 from runtime.front.route import Route
 from runtime.interfaces import SOCKET_NAME
 from schemas.observation import Present, Unknown
-from schemas.plan import Action, RouteFront, StartFront, StartInstance, StopInstance, ValidateModel
+from schemas.plan import Action, RouteFront, StartFront, StartInstance, StopInstance, ValidateModel, VerifyModel
 from schemas.snapshot import JobPolicy
 from schemas.target import FrontLimits
 
@@ -56,7 +56,10 @@ def _lead(situation: Situation, draft: Draft, seen: FrontSeen) -> None:
         target, instance = led
         cause = _why_led(seen, instance, _limits(situation, seen))
         if cause:
-            _add(situation, draft, seen, target, instance.intent, cause, ())
+            # Proof of a model that is about to be hashed again is proof only if that goes well (I2).
+            checks = (item for item in draft.actions if isinstance(item, VerifyModel))
+            needs = tuple(item.id for item in checks if item.manifest.digest == target.manifest)
+            _add(situation, draft, seen, target, instance.intent, cause, needs)
     elif start is not None and check is not None:
         _add(situation, draft, seen, start.target, "", "it has passed its probe", (check.id,))
     elif check is not None and (unproven := serving_instance(situation)) is not None:

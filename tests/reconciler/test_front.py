@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from schemas.observation import FrontSeen, Present, Unknown
 from schemas.target import FrontLimits
 from tests.reconciler.test_pipeline import A, B, versions
 from tests.reconciler.test_planner import text
-from tests.support.builders import NOW, converged, desired, instance, manifest_digest, node
+from tests.support.builders import NOW, converged, desired, instance, manifest_digest, node, stored
 from tests.support.simulated_node import CrashError, Recorder, SimulatedNode
 
 if TYPE_CHECKING:
@@ -212,6 +213,15 @@ def test_an_instance_without_a_receipt_is_led_to_only_after_its_probe() -> None:
     """A route waits for the validation (I2)."""
     there = converged(front=seen("holding"), receipts=())
     assert text(plan(desired(), there, node(), NOW)) == "validate/m:v1\nroute/m:v1 <- validate/m:v1"
+
+
+def test_a_model_in_doubt_is_led_to_only_after_it_was_hashed() -> None:
+    """Its proof counts only if its bytes are still the proven ones: a route waits for that (I2)."""
+    there = converged(front=seen("holding"))
+    digest, doubtful = stored(intact=False)
+    there = replace(there, state=replace(there.state, models={**there.state.models, digest: doubtful}))
+    made = plan(desired(), there, node(), NOW)
+    assert [action.needs for action in made.actions if action.id == "route/m:v1"] == [("verify/m:v1",)]
 
 
 def test_a_front_that_cannot_be_seen_is_not_touched() -> None:

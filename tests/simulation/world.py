@@ -253,8 +253,12 @@ class WitnessedStore(SimulatedModelStore):
 
     def remove(self, digest: str) -> None:
         """See `ModelStore`."""
+        # Another node's instances have a store of their own.
         serving = frozenset(
-            room.specs[item.name].target.manifest for room in self.world.rooms.values() for item in room.running()
+            room.specs[item.name].target.manifest
+            for room in self.world.rooms.values()
+            for item in room.running()
+            if room.specs[item.name].node_id == NODE_ID
         )
         seen = self.list().get(digest)
         self.world.witness.removes_model(digest, record=self.world.record(), seen=seen, serving=serving)
