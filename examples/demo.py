@@ -403,6 +403,23 @@ def image_reference() -> str:
     return str(json.loads(done.stdout)["llamacpp"])
 
 
+def stop_node(path: Path) -> None:
+    """Stop what a node has running: its engine, and its front."""
+    from reconciler.cli import wiring
+    from reconciler.identity import node_address
+    from reconciler.state_dir import StateDir
+
+    config = wiring.load_config(path)
+    state = StateDir(Path(config.state_dir))
+    for backend in wiring.build_backends(config, state, node_address(state), wiring.host()).values():
+        for instance in backend.list():
+            backend.stop(instance.name, grace=1)
+            backend.remove(instance.name)
+    front = wiring.build_front(config, state, wiring.host())
+    if front is not None:
+        front.stop()
+
+
 def main() -> int:
     """Tell the story; the exit code says whether all of it was true."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -433,20 +450,3 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-def stop_node(path: Path) -> None:
-    """Stop what a node has running: its engine, and its front."""
-    from reconciler.cli import wiring
-    from reconciler.identity import node_address
-    from reconciler.state_dir import StateDir
-
-    config = wiring.load_config(path)
-    state = StateDir(Path(config.state_dir))
-    for backend in wiring.build_backends(config, state, node_address(state), wiring.host()).values():
-        for instance in backend.list():
-            backend.stop(instance.name, grace=1)
-            backend.remove(instance.name)
-    front = wiring.build_front(config, state, wiring.host())
-    if front is not None:
-        front.stop()
