@@ -27,7 +27,7 @@ SDKS = {
     "model_signing": "runtime/models/openssf.py",
     "pynvml": "runtime/hardware.py",
     "ruamel": None,
-    "sqlite3": "reconciler/journal.py",
+    "sqlite3": "reconciler/journal/database.py",
     "watchfiles": "reconciler/triggers.py",
     "yaml": None,
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing, contextmanager, nullcontext, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +17,8 @@ import docker.types
 import requests.exceptions
 
 from runtime.backends import socket_folder
+from runtime.backends.container_answers import LABEL, Marks, label_filters
+from runtime.backends.container_limits import MODEL_PATH, RUN_AS, SOCKET_FOLDER, host_config
 from runtime.backends.containment import containment, read_own_container
 from runtime.backends.stamped_lines import Place
 from runtime.interfaces import EngineView
@@ -30,13 +31,10 @@ if TYPE_CHECKING:
     from runtime.backends.containment import Containment
     from runtime.backends.loaded_images import LoadedImages
     from runtime.interfaces import InstanceSpec, Progress
-    from schemas.observation import Health, InstanceStatus, Observation
+    from schemas.observation import Observation
     from schemas.ports import Ports, Stop
     from schemas.snapshot import Mode, Unenforced
     from schemas.target import BackendName
-
-MODEL_PATH: Final = "/model"
-SOCKET_FOLDER: Final = "/run/reconcile"
 
 API_SECONDS: Final = 30
 """Bound of one call to the engine's API. A list takes milliseconds; stopping has its own bound on top."""
@@ -47,45 +45,14 @@ LOOK_SECONDS: Final = 0.5
 LOAD_SECONDS: Final = 3600
 """Bound of loading images from a file, where an engine says nothing before it has unpacked them all."""
 
-RUN_AS: Final = "65534:65534"
-"""nobody:nogroup: owns nothing, in any image."""
-
-TMPFS: Final = "rw,noexec,nosuid,nodev,mode=1777,size=64m"
-SMALL_TMPFS: Final = "rw,noexec,nosuid,nodev,mode=1777,size=1m"
-"""Podman mounts unbounded, executable tmpfs on /run and /var/tmp of a read-only container unless it gets its own."""
-
-VOLUME_TMPFS: Final = "rw,noexec,nosuid,nodev,mode=1777,size=16m"
-"""What covers an image's VOLUMEs, which would otherwise be unbounded and survive."""
-
-OPEN_FILES: Final = 1024
-"""Files that an engine may have open: what POSIX systems give a process by default."""
-
 OUTPUT_LIMIT: Final = 2**20
-LABEL: Final = "org.inference-reconciler."
-
 FOLLOW_FIRST_SECONDS: Final = 0.5
 FOLLOW_LAST_SECONDS: Final = 60.0
 """First and longest wait before an engine's events are asked for again."""
 
-PAUSED: Final = "it was paused by somebody else"
-
 _EVENTS: Final = ("die", "destroy", "oom", "pause", "unpause", "rename", "update", "health_status", "died", "remove")
 """What happens to a container by itself or by somebody else's hand. Its start is always ours. The last two are Podman's
 words: its filter knows no others, although it answers in Docker's."""
-
-_STATUS: Final[dict[str, InstanceStatus]] = {
-    "created": "created",
-    "configured": "created",  # Podman's word for it
-    "initialized": "created",
-    "running": "running",
-    "restarting": "running",
-    "paused": "running",
-    "stopping": "running",
-    "removing": "exited",
-    "exited": "exited",
-    "stopped": "exited",
-    "dead": "exited",
-}
 
 
 class ContainerEngine:
@@ -120,7 +87,8 @@ class ContainerEngine:
         """
         self.name: BackendName = name
         self._socket = socket
-        self._marks = {f"{LABEL}network": network, f"{LABEL}node": node_id}
+        self._marks = Marks(name, network=network, node_id=node_id)
+        self._filters = label_filters(network, node_id)
         self._ports = ports
         self._loaded = loaded
         self._run_folder = run_folder
@@ -141,8 +109,7 @@ class ContainerEngine:
         if around is not None and (trouble := around.trouble(self._run_folder)) is not None:
             raise BackendUnavailable(trouble[0], hint=trouble[1])
         with self._translated():
-            marks = [f"{key}={value}" for key, value in sorted(self._marks.items())]
-            found = self._api.containers(all=True, filters={"label": marks})
+            found = self._api.containers(all=True, filters={"label": self._filters})
             instances = [self._listed(item) for item in found]
         return tuple(sorted((item for item in instances if item is not None), key=lambda item: item.name))
 
@@ -150,7 +117,7 @@ class ContainerEngine:
         """One container, None when there is none of that name with this node's marks."""
         with self._translated():
             detail = self._detail(name)
-        return self._instance(detail) if detail is not None else None
+        return self._marks.instance(detail) if detail is not None else None
 
     def is_peer(self, name: str, pid: int) -> bool:
         """Whether a process lives in the container's control group."""
@@ -318,10 +285,10 @@ class ContainerEngine:
                 entrypoint=list(spec.launch.argv[:1]) if spec.launch.program else None,
                 environment={**spec.launch.env, "NVIDIA_VISIBLE_DEVICES": ",".join(spec.gpus) or "void"},
                 user=RUN_AS,
-                labels=self._labels(spec),
+                labels=self._marks.labels(spec),
                 stop_signal="SIGTERM",
                 networking_config=None,
-                host_config=self._host_config(spec, image),
+                host_config=self._api.create_host_config(**host_config(spec, image)),
             )
             self._api.create_container_from_config(config, name=spec.name)
 
@@ -391,114 +358,17 @@ class ContainerEngine:
             detail: dict[str, Any] = self._api.inspect_container(name)
         except docker.errors.NotFound:
             return None
-        return detail if self._is_marked(detail["Name"], detail["Config"].get("Labels") or {}) else None
-
-    def _is_marked(self, name: str, labels: dict[str, str]) -> bool:
-        # An image can bring labels, and a person can choose a name: only both together are a mark.
-        return labels.get(f"{LABEL}name") == name.lstrip("/") and self._marks.items() <= labels.items()
+        return detail if self._marks.bear(detail["Name"], detail["Config"].get("Labels") or {}) else None
 
     def _listed(self, item: dict[str, Any]) -> Instance | None:
-        names = [name.lstrip("/") for name in item.get("Names") or ()]
-        labels = item.get("Labels") or {}
-        name = next((name for name in names if self._is_marked(name, labels)), None)
+        name = self._marks.name(item)
         if name is None:
             return None
-        status = _STATUS.get(str(item.get("State")).lower(), "exited")
-        if status == "exited":
+        instance = self._marks.listed(name, item)
+        if instance is None:
             detail = self._detail(name)
-            return self._instance(detail) if detail is not None else None
-        paused = str(item.get("State")).lower() == "paused"
-        return Instance(
-            name=name,
-            intent=labels.get(f"{LABEL}intent", ""),
-            backend=self.name,
-            spec_digest=labels.get(f"{LABEL}spec", ""),
-            status=status,
-            # We never pause: whoever did took the runtime from its clients, although it runs.
-            health="unhealthy" if paused else _health(str(item.get("Status", ""))),
-            detail=PAUSED if paused else "",
-            started_at=_created(item.get("Created")),
-        )
-
-    def _instance(self, detail: dict[str, Any]) -> Instance:
-        labels, state = detail["Config"].get("Labels") or {}, detail["State"]
-        status = _STATUS.get(str(state.get("Status")).lower(), "exited")
-        code = state.get("ExitCode") if status == "exited" else None
-        notes = ["out of memory"] if state.get("OOMKilled") else []
-        if code is not None:
-            notes.append(f"signal {code - 128}" if code > 128 else f"exit code {code}")  # noqa: PLR2004 - by convention
-        paused = str(state.get("Status")).lower() == "paused"
-        if paused:
-            notes.append(PAUSED)
-        if state.get("Error"):
-            notes.append(str(state["Error"])[:200])
-        health = (state.get("Health") or state.get("Healthcheck") or {}).get("Status") or ""
-        return Instance(
-            name=detail["Name"].lstrip("/"),
-            intent=labels.get(f"{LABEL}intent", ""),
-            backend=self.name,
-            spec_digest=labels.get(f"{LABEL}spec", ""),
-            status=status,
-            health="unhealthy" if paused else _health(f"({health})"),
-            exit_code=code,
-            detail=", ".join(notes),
-            started_at=_time(state.get("StartedAt")),
-        )
-
-    def _labels(self, spec: InstanceSpec) -> dict[str, str]:
-        return {
-            **self._marks,
-            f"{LABEL}name": spec.name,
-            f"{LABEL}intent": spec.intent,
-            f"{LABEL}spec": spec.target.spec_digest,
-            f"{LABEL}model": spec.target.model,
-            f"{LABEL}log-folder": str(spec.log_folder),
-            f"{LABEL}socket-folder": str(spec.socket_folder),
-            f"{LABEL}log-limit": str(spec.log_limit),
-        }
-
-    def _host_config(self, spec: InstanceSpec, image: dict[str, Any]) -> Any:
-        resources = spec.target.resources
-        volumes = sorted((image.get("Config") or {}).get("Volumes") or ())
-        gpus = [docker.types.DeviceRequest(device_ids=list(spec.gpus), capabilities=[["gpu"]])] if spec.gpus else None
-        return self._api.create_host_config(
-            network_mode="none",
-            read_only=True,
-            cap_drop=["ALL"],
-            security_opt=["no-new-privileges"],
-            privileged=False,
-            ipc_mode="private",
-            init=True,
-            mem_limit=resources.memory,
-            memswap_limit=resources.memory,
-            pids_limit=resources.pids,
-            nano_cpus=resources.cpus * 10**9 if resources.cpus else None,
-            shm_size=resources.shm,
-            tmpfs={
-                "/tmp": TMPFS,  # noqa: S108 - inside the container
-                "/run": SMALL_TMPFS,
-                "/var/tmp": SMALL_TMPFS,  # noqa: S108 - inside the container
-                **dict.fromkeys(volumes, VOLUME_TMPFS),
-            },
-            # Both, always: given one, Podman adds a limit of its own for the other that it may not be allowed to set.
-            ulimits=[
-                docker.types.Ulimit(name="nofile", soft=OPEN_FILES, hard=OPEN_FILES),
-                docker.types.Ulimit(name="nproc", soft=resources.pids, hard=resources.pids),
-            ],
-            mounts=[
-                docker.types.Mount(MODEL_PATH, str(spec.model_folder), type="bind", read_only=True),
-                docker.types.Mount(SOCKET_FOLDER, str(spec.socket_folder), type="bind", read_only=False),
-            ],
-            log_config=self._log_config(spec.log_limit),
-            device_requests=gpus,
-            restart_policy={"Name": "no"},
-        )
-
-    def _log_config(self, limit: int) -> Any:
-        # Podman takes the name for its own format, keeps one file and ignores max-file.
-        return docker.types.LogConfig(
-            type="json-file", config={"max-size": str(max(limit // 2, 2**16)), "max-file": "2"}
-        )
+            return self._marks.instance(detail) if detail is not None else None
+        return instance
 
     def _release_forgotten(self, run_folder: Path) -> None:
         """Release the socket folders of containers that somebody else removed."""
@@ -540,8 +410,11 @@ class ContainerEvents:
             node_id: this node.
         """
         self._socket = socket
-        marks = [f"{LABEL}network={network}", f"{LABEL}node={node_id}"]
-        self._filters = {"type": ["container"], "event": list(_EVENTS), "label": marks}
+        self._filters = {
+            "type": ["container"],
+            "event": list(_EVENTS),
+            "label": label_filters(network, node_id),
+        }
         self._closed = threading.Event()
         self._stream: Any = None
 
@@ -572,30 +445,6 @@ class ContainerEvents:
         if self._stream is not None:
             with suppress(OSError, AttributeError, docker.errors.DockerException):
                 self._stream.close()
-
-
-def _health(text: str) -> Health:
-    if "(healthy)" in text:
-        return "healthy"
-    return "unhealthy" if "(unhealthy)" in text else "unknown"
-
-
-def _created(value: Any) -> datetime | None:
-    if isinstance(value, int | float) and value > 0:
-        return datetime.fromtimestamp(value, UTC)
-    return _time(value)
-
-
-def _time(value: Any) -> datetime | None:
-    """RFC 3339 as engines write it, with up to nine digits of a second; the zero time means never."""
-    if not isinstance(value, str) or value.startswith("0001-"):
-        return None
-    head, _, rest = value.partition(".")
-    zone = rest.lstrip("0123456789") if rest else ""
-    try:
-        return datetime.fromisoformat(head + (zone or "Z" if rest else "")).astimezone(UTC)
-    except ValueError:
-        return None
 
 
 def _short(error: BaseException) -> str:

@@ -165,7 +165,7 @@ class ContainerContract(RealBackendContract):
         spec = harness.spec("a1")
         backend = harness.attach()
         config = harness.api.api.create_container_config(
-            image=harness.image, command=["/usr/bin/python3", "-c", "0"], labels=backend._labels(spec)
+            image=harness.image, command=["/usr/bin/python3", "-c", "0"], labels=backend._marks.labels(spec)
         )
         name = f"impostor-{harness.unique}"
         harness.api.api.create_container_from_config(config, name=name)

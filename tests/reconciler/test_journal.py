@@ -13,6 +13,7 @@ import pytest
 
 from reconciler.chain import Issuer
 from reconciler.journal import Accepted, Journal, StoredDocument
+from reconciler.journal.migrations import SCHEMA
 from reconciler.memory import (
     CommitGood,
     DropHold,
@@ -24,7 +25,6 @@ from reconciler.memory import (
     Reject,
     VoidReceipts,
 )
-from reconciler.migrations import SCHEMA
 from schemas.digests import digest_bytes, digest_text
 from schemas.errors import MissingDocument, NotInitialised, StateCorrupt
 from schemas.observation import MODEL_TRANSITIONS, Hold, Rejection
