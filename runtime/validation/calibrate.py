@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from schemas.probe import Calibration, Look
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from runtime.validation.evidence import Platform
     from runtime.validation.statistics import TokenDifference
@@ -29,6 +29,9 @@ FLOOR_VARIANCE: Final = 1e-6
 with four digits."""
 FLOOR_SQUARED: Final = 1e-5
 """Least threshold of the squared difference, which has the normaliser's rounding in it."""
+FLOOR_MISMATCHES: Final = 1
+"""Least number of other likeliest tokens that is allowed: that none was seen in a few honest runs does not make one a
+proof, and a fault that moves what is likeliest moves the variance long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,10 @@ def calibrate(
 ) -> Calibration:
     """Thresholds for one platform.
 
-    A draw is what a validation does: cases at random, each as one of the runs answered it, up to each look. A case may
-    come twice: the recorded cases stand for all that could have been, and drawing each once would know them too well.
-    Quantiles are over three thousand draws or more, never over single tokens: their tails are what matters.
+    A draw is what a validation does: cases at random, as one run answered them, up to each look. A case may come twice:
+    the recorded cases stand for all that could have been, and drawing each once would know them too well. Quantiles are
+    over three thousand draws or more, never over single tokens: their tails are what matters. They are each run's own,
+    and the widest counts: a node serves under one circumstance all the time, and must not be judged by the mean of all.
 
     Args:
         runs: honest runs over the same cases, each under other circumstances.
@@ -81,20 +85,11 @@ def calibrate(
         raise ValueError("thresholds need an honest run")
     bounds = sorted({min(size, total) for size in sizes})
     draws = max(3000, ceil(3 / false_rejects))
-    random = Random(f"calibration/1|{total}|{len(runs)}")  # noqa: S311 - repeatable, and nothing secret
-    reached: list[list[_Sum]] = [[] for _ in bounds]
-    numbers = [number for number, item in enumerate(pools[0]) if item.tokens]
-    for _ in range(draws):
-        so_far, place = _Sum(0, 0.0, 0.0, 0), 0
-        while place < len(bounds):
-            so_far = so_far.plus(random.choice(pools)[random.choice(numbers)])
-            while place < len(bounds) and so_far.tokens >= bounds[place]:
-                reached[place].append(so_far)
-                place += 1
     quantile = 1 - false_rejects / len(bounds)
+    reached = [_drawn(pool, bounds, draws, seed=f"calibration/2|{total}|{number}") for number, pool in enumerate(pools)]
     looks = [
-        _look(bound, found, quantile, margin, last=bound == bounds[-1])
-        for bound, found in zip(bounds, reached, strict=True)
+        _look(bound, [run[place] for run in reached], quantile, margin, last=bound == bounds[-1])
+        for place, bound in enumerate(bounds)
     ]
     return Calibration(
         engine=platform.engine,
@@ -118,20 +113,47 @@ def _sum(case: Sequence[TokenDifference]) -> _Sum:
     )
 
 
-def _look(bound: int, found: Sequence[_Sum], quantile: float, margin: float, *, last: bool) -> Look:
-    variances = sorted(item.variance / item.tokens for item in found)
-    squares = sorted(item.squared / item.tokens for item in found)
-    mismatches = sorted(item.mismatches for item in found)
-    reject = max(_at(variances, quantile) * margin, FLOOR_VARIANCE)
+def _drawn(pool: Sequence[_Sum], bounds: Sequence[int], draws: int, *, seed: str) -> list[list[_Sum]]:
+    """By look: what each draw from one run has come to there."""
+    random = Random(seed)  # noqa: S311 - repeatable, and nothing secret
+    cases = [item for item in pool if item.tokens]
+    reached: list[list[_Sum]] = [[] for _ in bounds]
+    for _ in range(draws):
+        so_far, place = _Sum(0, 0.0, 0.0, 0), 0
+        while place < len(bounds):
+            so_far = so_far.plus(random.choice(cases))
+            while place < len(bounds) and so_far.tokens >= bounds[place]:
+                reached[place].append(so_far)
+                place += 1
+    return reached
+
+
+def _look(bound: int, runs: Sequence[Sequence[_Sum]], quantile: float, margin: float, *, last: bool) -> Look:
+    def widest(measure: Callable[[_Sum], float], share: float) -> float:
+        return max(_at(sorted(map(measure, found)), share) for found in runs)
+
+    reject = max(widest(_variance, quantile) * margin, FLOOR_VARIANCE)
     # At the bound there is nothing left to ask: what is not rejected passes.
-    accept = reject if last else max(_at(variances, ACCEPT_QUANTILE) * margin, FLOOR_VARIANCE)
+    accept = reject if last else max(widest(_variance, ACCEPT_QUANTILE) * margin, FLOOR_VARIANCE)
     return Look(
         tokens=bound,
         accept=float(f"{min(accept, reject):.4g}"),
         reject=float(f"{reject:.4g}"),
-        squared=float(f"{max(_at(squares, quantile) * margin, FLOOR_SQUARED):.4g}"),
-        mismatches=ceil(_at(mismatches, quantile) * margin),
+        squared=float(f"{max(widest(_squared, quantile) * margin, FLOOR_SQUARED):.4g}"),
+        mismatches=max(ceil(widest(_mismatches, quantile) * margin), FLOOR_MISMATCHES),
     )
+
+
+def _variance(drawn: _Sum) -> float:
+    return drawn.variance / drawn.tokens
+
+
+def _squared(drawn: _Sum) -> float:
+    return drawn.squared / drawn.tokens
+
+
+def _mismatches(drawn: _Sum) -> float:
+    return drawn.mismatches
 
 
 def _at(values: Sequence[float], quantile: float) -> float:

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from runtime.validation.calibrate import FLOOR_VARIANCE, HonestRun, calibrate
+from runtime.validation.calibrate import FLOOR_MISMATCHES, FLOOR_VARIANCE, HonestRun, calibrate
 from runtime.validation.statistics import TokenDifference
 from tests.runtime.validation.probes import PLATFORM
 
@@ -51,6 +51,16 @@ def test_other_honest_runs_stay_within_and_a_doubled_variance_does_not() -> None
     assert passed == 0
 
 
+def test_the_widest_honest_run_is_not_diluted_by_the_others() -> None:
+    """A node that always runs under the widest of four circumstances is not rejected for it: thresholds are its own."""
+    narrow = [run(seed, scale=1e-6) for seed in range(3)]
+    wide = run(7, scale=1e-4)
+    thresholds, alone = calibrate([*narrow, wide], PLATFORM), calibrate([wide], PLATFORM)
+    for one, other in zip(thresholds.looks, alone.looks, strict=True):
+        assert one.reject == pytest.approx(other.reject, rel=0.1)
+        assert one.accept == pytest.approx(other.accept, rel=0.1)
+
+
 def test_looks_end_with_what_there_is() -> None:
     """A small pool has fewer looks; the last one leaves nothing open."""
     thresholds = calibrate([run(1, scale=1e-4, cases=5)], PLATFORM)
@@ -64,7 +74,7 @@ def test_engines_that_repeat_bit_by_bit_have_a_floor() -> None:
     """What is rounded off in the document is no fault."""
     thresholds = calibrate([run(1, scale=0.0)], PLATFORM)
     assert {look.reject for look in thresholds.looks} == {FLOOR_VARIANCE}
-    assert {look.mismatches for look in thresholds.looks} == {0}
+    assert {look.mismatches for look in thresholds.looks} == {FLOOR_MISMATCHES}
 
 
 def test_the_margin_is_on_top() -> None:
