@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,11 @@ import click
 from reconciler.cli.console import next_steps, plural, say
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from reconciler.cli.recording import Source
     from schemas.manifest import ManifestDocument
+    from schemas.ports import Ports
     from schemas.probe import ProbeSpec
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -24,7 +29,12 @@ def probe() -> None:
 
 @probe.command()
 @click.option("--model", "key", required=True, metavar="NAME:VERSION", help="The model, as its manifest names it.")
-@click.option("--model-path", required=True, type=click.Path(exists=True, path_type=Path), help="Its files.")
+@click.option(
+    "--model-path", type=click.Path(exists=True, path_type=Path), help="Its files: an engine is started on them."
+)
+@click.option(
+    "--from-node", type=FILE, metavar="CONFIG", help="Ask what serves on the node of this configuration instead."
+)
 @click.option("--engine", "engine_name", default="llamacpp", show_default=True, help="The engine to record from.")
 @click.option("--repo", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path), help="The network.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write [default: probes/NAME-VERSION.yaml].")
@@ -47,32 +57,31 @@ def record(key: str, engine_name: str, repo: Path, out: Path | None, onto: Path 
     It is asked again under other circumstances that are just as honest: another order, load, threads, batches. How far
     its answers spread then becomes the thresholds for this engine on this kind of processor or GPU.
 
-    Do this on a machine that you trust, with the files that the manifest describes: every node is judged by it.
+    Do this on a machine that you trust, with the files that the manifest describes: every node is judged by it. With
+    --from-node, what serves there is asked, in another order and under load; it cannot be started otherwise, so its
+    thresholds are those of its own threads and batches.
     """
-    from reconciler.cli.momentary import Subject
-    from reconciler.cli.recording import Recorder
-    from runtime.engines.registry import engines
+    from reconciler.cli.recording import Recorder, served
     from runtime.host import host_ports
     from schemas.errors import UsageError
 
-    known = engines()
-    if engine_name not in known:
-        raise UsageError(f"{engine_name!r} is not an engine of this agent: {', '.join(sorted(known))}")
     if given["golden"] and onto is None:
         raise UsageError("--golden adds to a recorded probe: name it with --onto")
     if onto is not None and given["reference"]:
         raise UsageError("--onto compares with the reference that the probe has: it takes no --reference")
+    if (given["model_path"] is None) == (given["from_node"] is None):
+        raise UsageError("name the model's files with --model-path, or a node that serves it with --from-node")
     manifest, digest = _manifest(repo, key)
-    model_path = given["model_path"]
-    _check_bytes(manifest, model_path, key)
-    engine, ports = known[engine_name], host_ports()
-    version = given["image"] or (installed.version if (installed := engine.native()) else "")
-    if not version:
-        raise UsageError(f"{engine_name} is not installed here; record from an image with --image")
-    subject = Subject(engine, version, manifest, digest, key, model_path, given["image"], given["docker_socket"])
-    recorder = Recorder(subject, ports, given)
+    ports = host_ports()
     before = _onto(onto, key, digest) if onto is not None else None
-    spec = recorder.new() if before is None else recorder.onto(before, golden=given["golden"])
+    asked: AbstractContextManager[Source]
+    if given["from_node"] is not None:
+        asked = served(str(given["from_node"]), key, digest)
+    else:
+        asked = nullcontext(_started(engine_name, key, manifest, digest, ports, given))
+    with asked as source:
+        recorder = Recorder(source, ports, given)
+        spec = recorder.new() if before is None else recorder.onto(before, golden=given["golden"])
     path = out or onto or repo / "probes" / f"{_name(key)}.yaml"
     ports.files.make_folder(path.parent)
     ports.files.write(path, _text(_name(key), key, spec).encode())
@@ -119,6 +128,28 @@ def show(file: Path) -> None:
 
 
 # --- inside -------------------------------------------------------------------------------------------------------
+
+
+def _started(
+    engine_name: str, key: str, manifest: ManifestDocument, digest: str, ports: Ports, given: dict[str, Any]
+) -> Source:
+    """An engine that is started on files that are what the manifest describes."""
+    from reconciler.cli.momentary import Subject
+    from reconciler.cli.recording import started
+    from runtime.engines.registry import engines
+    from schemas.errors import UsageError
+
+    known = engines()
+    if engine_name not in known:
+        raise UsageError(f"{engine_name!r} is not an engine of this agent: {', '.join(sorted(known))}")
+    model_path = given["model_path"]
+    _check_bytes(manifest, model_path, key)
+    engine = known[engine_name]
+    version = given["image"] or (installed.version if (installed := engine.native()) else "")
+    if not version:
+        raise UsageError(f"{engine_name} is not installed here; record from an image with --image")
+    subject = Subject(engine, version, manifest, digest, key, model_path, given["image"], given["docker_socket"])
+    return started(subject, ports, context_size=given["context_size"], threads=given["threads"])
 
 
 def _manifest(repo: Path, key: str) -> tuple[ManifestDocument, str]:

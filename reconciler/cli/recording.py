@@ -1,8 +1,11 @@
-"""Records a probe from engines that are started for it, under several honest circumstances."""
+"""Records a probe: from an engine that is started for it, several times otherwise, or from what serves on a node."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,31 +17,90 @@ from runtime.validation.texts import PASSAGES
 from schemas.probe import Golden, Provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from reconciler.cli.momentary import Subject
-    from runtime.interfaces import EngineConnection
+    from runtime.interfaces import Engine, EngineConnection
     from runtime.validation.evidence import Platform
     from schemas.ports import Ports
     from schemas.probe import Calibration, Distribution, ForcedCase, ProbeSpec
     from schemas.target import ServingTarget
 
+    Running = Callable[[], AbstractContextManager[tuple[EngineConnection, ServingTarget]]]
+    """Has an instance for as long as it is asked."""
+
 LOAD: Final = 3
 """Requests that are answered besides, where load is the circumstance."""
 
 
-class Recorder:
-    """One recording: starts the engine as often as there are circumstances."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is asked."""
 
-    def __init__(self, subject: Subject, ports: Ports, given: dict[str, Any]) -> None:
-        """Describe it; nothing is started.
+    engine: Engine
+    digest: str
+    """Content digest of the model's manifest."""
+    files: Path
+    """The model's file, or its folder: what a reference implementation loads."""
+    first: Running
+    others: tuple[Running, ...] = ()
+    """The same, started otherwise: threads, batches, kernels."""
+
+
+def started(subject: Subject, ports: Ports, *, context_size: int, threads: int | None) -> Source:
+    """An engine on a model's files, started for each circumstance and stopped after it."""
+    if subject.engine.name == "vllm":
+        # Each start takes about a minute: compiled kernels, and none.
+        how = [Circumstances(context_size), Circumstances(context_size, eager=True)]
+    else:
+        other = 1 if threads != 1 else 2
+        how = [Circumstances(context_size, threads), Circumstances(context_size, other, parallel=LOAD + 1)]
+    first, *others = (partial(running, subject, item, ports) for item in how)
+    return Source(subject.engine, subject.digest, subject.files, first, tuple(others))
+
+
+@contextmanager
+def served(config_file: str, key: str, digest: str) -> Iterator[Source]:
+    """What serves on a node, as it is: other requests go on meanwhile, and nothing on the node is changed.
+
+    Args:
+        config_file: the node's.
+        key: the model, as people call it.
+        digest: content digest of its manifest.
+
+    Raises:
+        UsageError: something else serves, or nothing.
+    """
+    from reconciler.cli import wiring
+    from reconciler.cli.validating import connected, silent
+    from reconciler.state_dir import StateDir
+    from schemas.errors import UsageError
+
+    config = wiring.load_config(wiring.config_path(config_file))
+    with closing(wiring.open_journal(StateDir(Path(config.state_dir)), readonly=True)) as journal:
+        node = wiring.build_node(config, journal, ports=wiring.host(), progress=silent)
+        accepted = journal.accepted()
+        _desired, observed = node.look(accepted.digest if accepted is not None else "")
+        target, _platform, connection = connected(node, observed, key)
+        if target.manifest != digest:
+            raise UsageError(f"the {key} that serves there has another manifest than the repository's")
+        engine = node.adapters.engines[target.engine]
+        yield Source(engine, digest, node.adapters.store.folder(digest), lambda: nullcontext((connection, target)))
+
+
+class Recorder:
+    """One recording: asks the source under as many circumstances as it has."""
+
+    def __init__(self, source: Source, ports: Ports, given: dict[str, Any]) -> None:
+        """Describe it; nothing is asked.
 
         Args:
-            subject: what is recorded.
+            source: what is recorded.
             ports: the outside.
             given: the command's options.
         """
-        self._subject = subject
+        self._source = source
         self._ports = ports
         self._given = given
 
@@ -48,14 +110,13 @@ class Recorder:
         Raises:
             ValidationFailed: the engine does not repeat what must not vary.
         """
-        first, *others = self._circumstances()
-        with running(self._subject, first, self._ports) as (connection, target):
+        with self._source.first() as (connection, target):
             platform = self._platform(target)
             spec = self._ask(connection, platform)
             found = self._runs(connection, spec.forced)
         if not spec.forced:
             return spec
-        found += self._elsewhere(others, spec.forced)
+        found += self._elsewhere(spec.forced)
         reference = [case.top for case in spec.forced]
         return spec.model_copy(update={"calibrations": (self._calibrate(spec.forced, reference, found, platform),)})
 
@@ -69,12 +130,11 @@ class Recorder:
 
         if not before.forced:
             raise UsageError("that probe has no forced cases: record it anew")
-        first, *others = self._circumstances()
-        with running(self._subject, first, self._ports) as (connection, target):
+        with self._source.first() as (connection, target):
             platform = self._platform(target)
-            own = answers(self._subject.engine, connection, before.forced, seed="golden") if golden else []
+            own = answers(self._source.engine, connection, before.forced, seed="golden") if golden else []
             found = self._runs(connection, before.forced)
-        found += self._elsewhere(others, before.forced)
+        found += self._elsewhere(before.forced)
         reference = [case.top for case in before.forced]
         added = self._calibrate(before.forced, reference, found, platform)
         kept = tuple(item for item in before.calibrations if _key(item) != _key(added))
@@ -94,55 +154,45 @@ class Recorder:
         return type(before).model_validate(before.model_copy(update=changes).model_dump())
 
     def _ask(self, connection: EngineConnection, platform: Platform) -> ProbeSpec:
-        subject = self._subject
+        source = self._source
         reference = None
         engine, version = platform.engine, platform.version
         if self._given["reference"]:
             from runtime.validation.reference import transformers_reference
 
-            folder = subject.files if subject.files.is_dir() else subject.files.parent
+            folder = source.files if source.files.is_dir() else source.files.parent
             python = str(self._given["reference_python"] or sys.executable)
             reference = transformers_reference(self._ports.processes, python, folder)
             engine, version = "transformers", "float32"
         recorded = Provenance(
             engine=engine,
             version=version,
-            manifest=subject.digest,
+            manifest=source.digest,
             machine=_machine(),
             architecture=platform.architecture,
             dtype="float32" if reference is not None else platform.dtype,
         )
         chosen = self._given["passages"]
         passages = _passages(chosen) if chosen is not None else PASSAGES
-        return record(subject.engine, connection, recorded, reference=reference, passages=passages)
+        return record(source.engine, connection, recorded, reference=reference, passages=passages)
 
     def _runs(self, connection: EngineConnection, cases: Sequence[ForcedCase]) -> list[list[list[Distribution]]]:
         """In another order, and under load."""
         if not cases:
             return []
-        engine = self._subject.engine
+        engine = self._source.engine
         return [
             answers(engine, connection, cases, seed="order"),
             answers(engine, connection, cases, seed="load", load=LOAD),
         ]
 
-    def _elsewhere(
-        self, others: Sequence[Circumstances], cases: Sequence[ForcedCase]
-    ) -> list[list[list[Distribution]]]:
-        """Started otherwise: threads, batches, kernels."""
+    def _elsewhere(self, cases: Sequence[ForcedCase]) -> list[list[list[Distribution]]]:
+        """Started otherwise."""
         found: list[list[list[Distribution]]] = []
-        for how in others:
-            with running(self._subject, how, self._ports) as (connection, _):
-                found.append(answers(self._subject.engine, connection, cases, seed="started otherwise", load=LOAD))
+        for start in self._source.others:
+            with start() as (connection, _):
+                found.append(answers(self._source.engine, connection, cases, seed="started otherwise", load=LOAD))
         return found
-
-    def _circumstances(self) -> list[Circumstances]:
-        size, threads = self._given["context_size"], self._given["threads"]
-        if self._subject.engine.name == "vllm":
-            # Each start takes about a minute: compiled kernels, and none.
-            return [Circumstances(size), Circumstances(size, eager=True)]
-        other = 1 if threads != 1 else 2
-        return [Circumstances(size, threads), Circumstances(size, other, parallel=LOAD + 1)]
 
     def _calibrate(
         self,

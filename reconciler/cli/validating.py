@@ -16,6 +16,7 @@ from reconciler.cli.node import config_option, json_option
 
 if TYPE_CHECKING:
     from reconciler.loop import Node
+    from runtime.interfaces import EngineConnection
     from runtime.validation.evidence import Evidence, Platform
     from runtime.validation.judge import Verdict
     from schemas.node import NodeConfig
@@ -63,7 +64,7 @@ def _ask(config: NodeConfig, model: str | None) -> Asked:
     from reconciler.state_dir import StateDir
 
     with closing(wiring.open_journal(StateDir(Path(config.state_dir)), readonly=True)) as journal:
-        return ask(wiring.build_node(config, journal, ports=wiring.host(), progress=_silent), model)
+        return ask(wiring.build_node(config, journal, ports=wiring.host(), progress=silent), model)
 
 
 def ask(node: Node, model: str | None) -> Asked:
@@ -77,18 +78,12 @@ def ask(node: Node, model: str | None) -> Asked:
         UsageError: nothing serves, or something else than was asked for.
         EngineUnreachable: it does not answer.
     """
-    from reconciler.kinds.runtime import instance_name
-    from runtime.interfaces import SOCKET_NAME
-    from runtime.validation.platform import platform_of
     from runtime.validation.run import validate as run
 
     accepted = node.journal.accepted()
     desired, observed = node.look(accepted.digest if accepted is not None else "")
-    target, instance = _serving(node, observed, model)
+    target, platform, connection = connected(node, observed, model)
     adapters = node.adapters
-    name = instance_name(node.config.network, instance.intent)
-    connection = adapters.connect(adapters.backends[target.backend], name, adapters.run_folder / name / SOCKET_NAME)
-    platform = platform_of(target, observed.state.hardware)
     models = desired.document.spec.models if desired.document is not None else ()
     verdict, evidence = run(
         adapters.engines[target.engine],
@@ -101,6 +96,28 @@ def ask(node: Node, model: str | None) -> Asked:
         tasks=next((spec.requires.tasks for spec in models if spec.manifest.digest == target.manifest), ()),
     )
     return verdict, evidence, target, platform
+
+
+def connected(node: Node, observed: Observed, model: str | None) -> tuple[ServingTarget, Platform, EngineConnection]:
+    """What serves on a node, on what, and how it is asked: through the runtime's own socket.
+
+    Args:
+        node: the node.
+        observed: what was seen of it.
+        model: `name:version` or `name` of what should serve; None takes whatever does.
+
+    Raises:
+        UsageError: nothing serves, or something else than was asked for.
+    """
+    from reconciler.kinds.runtime import instance_name
+    from runtime.interfaces import SOCKET_NAME
+    from runtime.validation.platform import platform_of
+
+    target, instance = _serving(node, observed, model)
+    adapters = node.adapters
+    name = instance_name(node.config.network, instance.intent)
+    connection = adapters.connect(adapters.backends[target.backend], name, adapters.run_folder / name / SOCKET_NAME)
+    return target, platform_of(target, observed.state.hardware), connection
 
 
 def _serving(node: Node, observed: Observed, model: str | None) -> tuple[ServingTarget, Instance]:
@@ -163,5 +180,5 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _silent(subject: str, done: int, total: int) -> None:
-    pass
+def silent(subject: str, done: int, total: int) -> None:
+    """Progress that nobody wants to see."""
