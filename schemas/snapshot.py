@@ -128,6 +128,16 @@ class Resources(Frozen):
     """Processors; all when absent."""
 
 
+class VllmResources(Resources):
+    """Upper bounds for one instance of vLLM."""
+
+    shm: Size = 2**30
+    """Shared memory, bytes: its processes hand work to each other through rings of 160 MiB each, one or more per
+    worker, and it does not start where one has no room (vLLM 0.32, `shm_broadcast.py`)."""
+    pids: Annotated[int, Field(ge=8, le=65536)] = 4096
+    """Processes and threads: each of at least three processes has one per processor, and some more."""
+
+
 class Timeouts(Frozen):
     """Time bounds of one instance, in seconds."""
 
@@ -166,9 +176,10 @@ class VllmArgs(Frozen):
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Sequences decoded at once."""
     enforce_eager: bool = False
-    """Skip graph capture: faster start, slower decode."""
+    """Skip graph capture: faster start, slower decode. Always so without a GPU, where nothing is compiled."""
     kv_cache: Annotated[Size, Field(ge=2**30)] | None = None
-    """Memory for attention keys and values on a machine without a GPU, in whole GiB; vLLM chooses when absent."""
+    """Memory for attention keys and values without a GPU, in whole GiB; when absent, what the memory limit leaves
+    beside the weights and 2.5 GiB, at least 1 GiB."""
 
 
 SHELLS = frozenset({"ash", "bash", "csh", "dash", "fish", "ksh", "mksh", "sh", "tcsh", "zsh"})
@@ -247,6 +258,8 @@ class VllmRuntime(_RuntimeBase):
     """The engine."""
     engine_args: VllmArgs = VllmArgs.model_construct()
     """Arguments of the engine."""
+    resources: VllmResources = VllmResources.model_construct()
+    """Bounds of the instance."""
 
 
 class OpenAIRuntime(_RuntimeBase):

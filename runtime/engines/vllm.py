@@ -40,6 +40,9 @@ TOKEN_SECONDS: Final = 2.0
 """Time allowed for a token, as for llama.cpp: a large model on a slow processor writes about one per second."""
 
 GIBIBYTE: Final = 2**30
+WORKING_MEMORY: Final = 5 * 2**29
+"""Bytes that vLLM takes on processors beside weights, keys and values: its three processes had 1.3 GB with a tiny
+model (vLLM 0.32), and one forward pass needs some more."""
 
 ENVIRONMENT: Final = {
     "LANG": "C.UTF-8",
@@ -100,13 +103,16 @@ class VllmEngine:
                 flags += [flag, str(value)]
         if arguments.enforce_eager:
             flags.append("--enforce-eager")
+        environment = {**ENVIRONMENT}
+        if not target.resources.gpus:
+            environment |= _on_processors(target, arguments, manifest)
         if target.mode == "container":
             # The image's entry point is the module. /tmp is the one place that it may write to.
-            return Launch(tuple(flags), {**ENVIRONMENT, "HOME": "/tmp", **_cache(arguments)})  # noqa: S108 - its own
+            return Launch(tuple(flags), {**environment, "HOME": "/tmp"})  # noqa: S108 - its own
         program = (view.python or sys.executable, "-I", "-B", "-u", "-m", MODULE)
         # Its processes meet on sockets whose paths have to fit into 107 bytes (unix(7)), which the instance's temporary
         # folder leaves no room for: they are named from where the engine runs.
-        return Launch((*program, *flags), {**ENVIRONMENT, "VLLM_RPC_BASE_PATH": ".", **_cache(arguments)})
+        return Launch((*program, *flags), {**environment, "VLLM_RPC_BASE_PATH": "."})
 
     def ready(self, connection: EngineConnection) -> bool:
         """Whether the model is loaded: its server listens only once the engine behind it is.
@@ -242,11 +248,19 @@ class VllmEngine:
         return tuple(_distribution(item, token) for item, token in zip(found, forced, strict=True))
 
 
-def _cache(arguments: VllmArgs) -> dict[str, str]:
-    """Memory for attention keys and values where vLLM computes on the processor, which it wants in whole GiB."""
-    if arguments.kv_cache is None:
-        return {}
-    return {"VLLM_CPU_KVCACHE_SPACE": str(max(arguments.kv_cache // GIBIBYTE, 1))}
+def _on_processors(target: ServingTarget, arguments: VllmArgs, manifest: ManifestDocument) -> dict[str, str]:
+    """What vLLM is told where it computes on processors.
+
+    Nothing is compiled: it would call whatever C++ compiler the machine has, which no digest binds, or fail where there
+    is none (also while it answers: log-probabilities are ranked by a compiled function, `v1/sample/ops/logprobs.py`).
+    Memory for attention keys and values is always said, in whole GiB as it wants it: vLLM would take nine tenths of the
+    machine's, whatever the instance's limit is, and be killed.
+    """
+    # Stored in half precision as a rule.
+    weights = manifest.size * (2 if arguments.dtype == "float32" else 1)
+    room = target.resources.memory - weights - WORKING_MEMORY
+    cache = arguments.kv_cache if arguments.kv_cache is not None else room
+    return {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": str(max(cache // GIBIBYTE, 1))}
 
 
 def _continue(
