@@ -198,11 +198,16 @@ def _require_fit(runtime: RuntimeSpec, model: ModelSpec, hardware: Hardware) -> 
     if model.requires.engines and not any(_engine_fits(bound, runtime) for bound in model.requires.engines):
         wanted = " or ".join(model.requires.engines)
         raise _NotPossibleError("Incompatible", f"{model.key} needs {wanted}, not {runtime.engine} {runtime.version}")
-    missing = [task for task in model.requires.tasks if task not in TASKS[runtime.engine]]
+    tasks = TASKS[runtime.engine]
+    if runtime.engine == "vllm" and runtime.engine_args.tool_call_parser is None:
+        # It answers 400 to whoever wants a function called (vLLM 0.32, `online_renderer.py`).
+        tasks -= {"tools"}
+    missing = [task for task in model.requires.tasks if task not in tasks]
     if missing:
-        served = ", ".join(sorted(TASKS[runtime.engine]))
+        served = ", ".join(sorted(tasks))
+        how = " (tools: with engineArgs.toolCallParser)" if "tools" in missing and runtime.engine == "vllm" else ""
         raise _NotPossibleError(
-            "Incompatible", f"{model.key} is for {', '.join(missing)}; {runtime.engine} serves {served} here"
+            "Incompatible", f"{model.key} is for {', '.join(missing)}; {runtime.engine} serves {served} here{how}"
         )
     needed = model.requires.memory
     if needed > hardware.memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from schemas.errors import BackendUnavailable, EngineUnreachable, NotReadyInTime, StartFailed
@@ -25,6 +26,13 @@ which it does not start anything."""
 
 OUTPUT_IN_ERRORS: Final = 600
 """Bytes of an engine's last output that are shown with its failure."""
+
+OUTPUT_OF_FAILURES: Final = 2**16
+"""Bytes of its last output in which its first error is looked for: several processes may report one after the other."""
+
+_TRACEBACK: Final = "Traceback (most recent call last)"
+_ERROR: Final = re.compile(r"(?:^|[\])] )([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b[^\n]*)", re.MULTILINE)
+"""The last line of a traceback, whatever a logger puts before it; its frames are indented."""
 
 
 def start_instance(
@@ -63,7 +71,8 @@ def start_instance(
         output = backend.output(spec.name, limit=OUTPUT_IN_ERRORS)
         if seen is None or seen.status == "exited":
             ended = (seen.detail or f"exit code {seen.exit_code}") if seen else "it is gone"
-            raise StartFailed(f"the engine ended while starting ({ended}){_quoted(output)}")
+            output = backend.output(spec.name, limit=OUTPUT_OF_FAILURES)
+            raise StartFailed(f"the engine ended while starting ({ended}){_cause(output)}{_quoted(output)}")
         if output != printed:
             printed, moved = output, now
         if now - started > timeouts.start:
@@ -80,6 +89,14 @@ def _is_ready(engine: Engine, connection: EngineConnection, health: str) -> bool
     except EngineUnreachable:
         # Not listening yet; whether it still runs is asked next.
         return False
+
+
+def _cause(output: str) -> str:
+    """The first error that a program in Python reported, where others followed from it."""
+    found = _ERROR.search(output, max(output.find(_TRACEBACK), 0)) if _TRACEBACK in output else None
+    if found is None or found.end() > len(output) - OUTPUT_IN_ERRORS:
+        return ""
+    return f"; its first error: {found[1][:OUTPUT_IN_ERRORS]}"
 
 
 def _quoted(output: str) -> str:

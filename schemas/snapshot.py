@@ -180,6 +180,12 @@ class VllmArgs(Frozen):
     kv_cache: Annotated[Size, Field(ge=2**30)] | None = None
     """Memory for attention keys and values without a GPU, in whole GiB; when absent, what the memory limit leaves
     beside the weights and 2.5 GiB, at least 1 GiB."""
+    tool_call_parser: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")] | None = None
+    """How functions are called in this family of models (`hermes`, `llama3_json`, `mistral`, ...): one of those that
+    vLLM brings. Without it vLLM refuses requests that want a function called: a model that is for `tools` needs it."""
+    compact_json: bool | None = None
+    """Whether answers in a JSON Schema's form have no white space between their parts: a small model may write that
+    until its tokens are used up."""
 
 
 SHELLS = frozenset({"ash", "bash", "csh", "dash", "fish", "ksh", "mksh", "sh", "tcsh", "zsh"})

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Build the container images of this folder, push them to a registry, print their references by digest.
 
-    runtime/images/build.py [NAME ...] [--registry HOST:PORT] [--json FILE] [--force] [--installed NAME=FOLDER]
+    runtime/images/build.py [NAME ...] [--registry HOST:PORT] [--json FILE] [--force] [--unpushed]
+                            [--installed NAME=FOLDER]
 
 Nothing comes from an image registry on the internet: root file systems are made from Debian packages (mmdebstrap, with
 the machine's own apt sources), Python packages from hash-locked wheels (with pip's own configuration). Each image is a
@@ -11,7 +12,8 @@ A build is keyed by the content that goes into it (recipe, staged sources, paren
 key is the image's tag: what the registry already holds under its key is not built again. The apt archive is not part of
 the key; `--force` builds anew to pick up newer packages. What was pushed is removed from the engine that built it, so
 that a node beside it must pull by digest like every other node. (Not so a large one, which is also built only when it
-is named: fetching its gigabytes again would show nothing that a small one does not.)
+is named: fetching its gigabytes again would show nothing that a small one does not. With `--unpushed` it is not even
+pushed, which would compress them for minutes: its id is printed, as for an image that came by file.)
 
 Needs: the `docker` command and an engine, the registry, root and mmdebstrap (for `base`), busybox-static (for
 `busybox`), pip (for `llamacpp`, `vllm` and `agent`), GNU tar (for `vllm`), hatchling (for `agent`: `make install`
@@ -320,26 +322,53 @@ def build(recipe: Recipe, registry: str, *, force: bool, installed: Mapping[str,
     name = f"{registry}/{REPOSITORY}/{recipe.name}"
     digest = None if force else registry_digest(registry, recipe.name, tag)
     if digest is None:
-        parent = ""
-        arguments: list[str | Path] = ["build", "--quiet", "--network=none", f"--tag={name}:{tag}"]
-        if recipe.parent:
-            parent = build(RECIPES[recipe.parent], registry, force=False, installed=installed)
-            arguments.append(f"--build-arg=BASE={parent}")
         started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="reconcile-image-") as folder:
-            context = Path(folder, "context")
-            shutil.copytree(HERE / recipe.name, context)
-            if recipe.name in installed:
-                build_around(installed[recipe.name], context, arguments)
-            else:
-                recipe.stage(context, parent)
-                docker(*arguments, context)
+        make(recipe, registry, f"{name}:{tag}", installed)
         docker("push", "--quiet", f"{name}:{tag}")
         if not recipe.large:
             docker("rmi", f"{name}:{tag}")
         digest = registry_digest(registry, recipe.name, tag)
         print(f"{recipe.name}: built in {time.monotonic() - started:.1f} s", file=sys.stderr)
     return f"{name}@{digest}"
+
+
+def build_unpushed(recipe: Recipe, registry: str, *, force: bool, installed: Mapping[str, Path]) -> str:
+    """Build an image, unless the engine has it; return its id, by which an engine knows an image that came by file.
+
+    Raises:
+        BuildError: see the message.
+
+    """
+    name = f"{REPOSITORY}/{recipe.name}:{key(recipe)}"
+    found = "" if force else docker("images", "--quiet", "--no-trunc", name).strip()
+    if not found:
+        started = time.monotonic()
+        make(recipe, registry, name, installed)
+        found = docker("images", "--quiet", "--no-trunc", name).strip()
+        print(f"{recipe.name}: built in {time.monotonic() - started:.1f} s", file=sys.stderr)
+    return found
+
+
+def make(recipe: Recipe, registry: str, name: str, installed: Mapping[str, Path]) -> None:
+    """Stage a recipe and build it under a name, its parent first.
+
+    Raises:
+        BuildError: see the message.
+
+    """
+    parent = ""
+    arguments: list[str | Path] = ["build", "--quiet", "--network=none", f"--tag={name}"]
+    if recipe.parent:
+        parent = build(RECIPES[recipe.parent], registry, force=False, installed=installed)
+        arguments.append(f"--build-arg=BASE={parent}")
+    with tempfile.TemporaryDirectory(prefix="reconcile-image-") as folder:
+        context = Path(folder, "context")
+        shutil.copytree(HERE / recipe.name, context)
+        if recipe.name in installed:
+            build_around(installed[recipe.name], context, arguments)
+        else:
+            recipe.stage(context, parent)
+            docker(*arguments, context)
 
 
 def build_around(packages: Path, context: Path, arguments: Sequence[str | Path]) -> None:
@@ -401,6 +430,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="take an image's site-packages from where its lock was installed, with the same Python",
     )
     parser.add_argument("--force", action="store_true", help="build even what the registry already holds")
+    parser.add_argument(
+        "--unpushed", action="store_true", help="leave what is named in the engine that built it, and print its id"
+    )
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - set(RECIPES)):
         parser.error(f"no such image: {', '.join(unknown)}")
@@ -408,8 +440,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with one_at_a_time():
             names = options.names or [recipe.name for recipe in RECIPES.values() if not (recipe.large or recipe.asked)]
             installed = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.installed)}
+            way = build_unpushed if options.unpushed else build
             references = {
-                name: build(RECIPES[name], options.registry, force=options.force, installed=installed) for name in names
+                name: way(RECIPES[name], options.registry, force=options.force, installed=installed) for name in names
             }
         document = json.dumps(references, indent=2)
         if options.json:

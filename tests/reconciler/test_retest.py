@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reconciler.memory import RESTART_WINDOW, AskRetest
 from reconciler.planner import plan
+from schemas.digests import digest_text
 from tests.reconciler.test_proof import check, remembered
 from tests.support.builders import (
     NOW,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from reconciler.loop import PassResult
 
 EVERY = timedelta(hours=6)
+LOCK = {"path": "runtimes/main.lock", "digest": digest_text("a lock")}
 
 
 def serving(*serve: str, sequence: int = 1, **spec: Any) -> Any:
@@ -286,5 +288,20 @@ def test_a_task_that_no_engine_here_serves_is_said_in_the_plan() -> None:
     assert made.actions == ()
     assert made.held[0].reason == "Incompatible"
     assert made.held[0].message == "m:v1 is for transcription; llamacpp serves chat, completion, json, tools here"
-    served = snapshot(models=(model(requires={"tasks": ("chat", "tools")}),))
-    assert plan(desired(served), converged(), node(), NOW).held == ()
+    called = (model(requires={"tasks": ("chat", "tools")}),)
+    assert plan(desired(snapshot(models=called)), converged(), node(), NOW).held == ()
+
+
+def test_vllm_calls_functions_only_where_the_snapshot_says_how() -> None:
+    """It would refuse every such request, and so would its validation: known before anything is fetched."""
+    called = (model(requires={"tasks": ("chat", "tools")}),)
+
+    def held(**arguments: Any) -> list[str]:
+        spec = runtime(engine="vllm", version="0.32.0", native={"lock": LOCK}, engineArgs=arguments)
+        made = plan(desired(snapshot(models=called, runtimes=(spec,))), converged(), node(), NOW)
+        return [item.message for item in made.held if item.reason == "Incompatible"]
+
+    assert held() == [
+        "m:v1 is for tools; vllm serves chat, completion, json here (tools: with engineArgs.toolCallParser)"
+    ]
+    assert held(toolCallParser="hermes") == []

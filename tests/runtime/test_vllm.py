@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import ValidationError
 
 from runtime.engines.registry import engines
 from runtime.engines.vllm import MODULE, VllmEngine
@@ -13,7 +15,7 @@ from runtime.interfaces import Activity, EngineView, Launch
 from runtime.validation.evidence import FLOOR, TopTokens
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.probe import ChatMessage
-from schemas.snapshot import LlamaCppArgs, VllmArgs
+from schemas.snapshot import LlamaCppArgs, VllmArgs, VllmResources
 from tests.support.builders import IMAGE, target
 from tests.support.models import make_model
 from tests.support.scripted import Scripted
@@ -81,9 +83,41 @@ class TestCommandLine:
         ):
             assert made.argv[made.argv.index(flag) + 1] == value
         assert made.argv[-1] == "--enforce-eager"
-        assert made.env["VLLM_CPU_KVCACHE_SPACE"] == "3"
-        assert not {"--max-model-len", "--max-num-seqs", "--enforce-eager"} & set(launch().argv)
-        assert "VLLM_CPU_KVCACHE_SPACE" not in launch().env
+        assert not {"--max-model-len", "--max-num-seqs", "--enforce-eager", "--tool-call-parser"} & set(launch().argv)
+
+    def test_functions_and_compact_json_are_asked_for_together_with_what_they_need(self) -> None:
+        """A parser means nothing unless calls are permitted; white space is known to one backend by name."""
+        made = launch(engine_args=VllmArgs(tool_call_parser="hermes", compact_json=True))
+        assert made.argv[-5:-2] == ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+        assert json.loads(made.argv[-1]) == {"backend": "xgrammar", "disable_any_whitespace": True}
+        with pytest.raises(ValidationError):
+            VllmArgs(tool_call_parser="--tool-parser-plugin=/tmp/x.py")
+
+    @pytest.mark.parametrize(
+        ("memory", "size", "fields", "said"),
+        [
+            (2**32, 0, {}, "1"),
+            (16 * 2**30, 2**30, {}, "12"),
+            (16 * 2**30, 2**30, {"dtype": "float32"}, "11"),
+            (16 * 2**30, 2**30, {"kv_cache": 3 * 2**30}, "3"),
+            (2**30, 2**40, {}, "1"),
+        ],
+    )
+    def test_on_processors_the_cache_fits_the_memory_limit(
+        self, memory: int, size: int, fields: dict[str, Any], said: str
+    ) -> None:
+        """What is not said follows from the limit: vLLM itself would take nine tenths of the machine."""
+        files = tuple(file.model_copy(update={"size": size}) for file in MANIFEST.spec.files)
+        manifest = MANIFEST.model_copy(update={"spec": MANIFEST.spec.model_copy(update={"files": files})})
+        given = target(engine="vllm", engine_args=VllmArgs(**fields), resources=VllmResources(memory=memory))
+        assert ENGINE.launch(given, manifest, VIEW).env["VLLM_CPU_KVCACHE_SPACE"] == said
+
+    def test_nothing_is_compiled_on_processors(self) -> None:
+        """No digest binds a machine's compiler, and an image may have none; GPUs' kernels are vLLM's own business."""
+        for made in (launch(), launch(**container())):
+            assert made.env["TORCH_COMPILE_DISABLE"] == "1"
+        on_gpu = launch(resources=VllmResources(gpus=1))
+        assert not {"TORCH_COMPILE_DISABLE", "VLLM_CPU_KVCACHE_SPACE"} & set(on_gpu.env)
 
     def test_what_it_cannot_load_is_refused(self) -> None:
         """Another format, and another engine's arguments."""
