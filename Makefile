@@ -6,10 +6,11 @@ BACKEND ?= native
 VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
+VLLM    := $(or $(RECONCILE_TEST_VLLM),.vllm)
 # Parallel tests: one worker per processor, at most four (engines are started for real).
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help install demo test attacks fuzz simulate crashes lint format bench power docs lock schemas clean
+.PHONY: help install demo test vllm attacks fuzz simulate crashes lint format bench power docs lock schemas clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +30,10 @@ demo: install ## a node pulls, plans, downloads, verifies, starts, validates, se
 
 test: install ## every test that this machine can run, in parallel, with the coverage floor
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered $(ARGS)
+
+vllm: install ## real vLLM, natively and in a container (RECONCILE_TEST_VLLM=folder for its environment, 3.5 GB; minutes)
+	@$(BIN)/python -m tests.support.provide_vllm $(VLLM)
+	@RECONCILE_TEST_VLLM=$(VLLM) REQUIRE_VLLM=1 $(BIN)/python -m pytest -n 0 --no-cov -v --durations=0 -m vllm $(ARGS) tests/engines tests/contracts
 
 attacks: install ## hostile repositories, mirrors and servers against a real node, as a table
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --no-cov --attack-table tests/attacks $(ARGS)

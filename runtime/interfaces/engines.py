@@ -142,7 +142,7 @@ class Engine(Protocol):
 
         Args:
             connection: the instance.
-            text: the text, in which nothing is taken for a control token.
+            text: the text, in which nothing is the name of a control token: engines differ in what they take it for.
             special: whether what the vocabulary puts around a text is added (a beginning of sequence).
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -44,6 +45,9 @@ OWN_TEXTS: Final = 12
 OWN_WORDS: Final = 200
 """Texts of the vocabulary's own words, and tokens of each: some two thousand merges, in a few kilobytes."""
 MAX_TEXT: Final = 2000
+CONTROL: Final = re.compile(r"<[^<>]{0,64}>|\[/?[A-Z_]{1,32}\]")
+"""What may be the name of a control token: one to vLLM's server, which cannot be told otherwise, and letters like any
+others to llama.cpp's. A probe is judged on both."""
 DIGITS: Final = 4
 """Digits of a log-probability after the point. What is rounded off has a variance of 1e-9."""
 
@@ -149,7 +153,8 @@ def _own_words(engine: Engine, connection: EngineConnection) -> list[str]:
             # An id that is not used: the vocabulary has a hole there.
             continue
         # Nothing that a document refuses, and no halves of characters; joined again, so that neighbours can merge.
-        kept = "".join(letter for letter in text if letter.isprintable() and letter != "\ufffd")[:MAX_TEXT]
+        kept = "".join(letter for letter in text if letter.isprintable() and letter != "\ufffd")
+        kept = CONTROL.sub("", kept)[:MAX_TEXT]
         if kept.strip():
             found.append(kept)
     return found
