@@ -45,7 +45,13 @@ def formed_chat(
         "stream": False,
     }
     if call:
-        function: dict[str, JsonValue] = {"name": FUNCTION, "description": "Answer.", "parameters": dict(schema)}
+        # Strictly: without that a server may leave the arguments to the model (vLLM does).
+        function: dict[str, JsonValue] = {
+            "name": FUNCTION,
+            "description": "Answer.",
+            "parameters": dict(schema),
+            "strict": True,
+        }
         question["tools"] = [{"type": "function", "function": function}]
         question["tool_choice"] = "required"
     else:

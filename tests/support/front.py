@@ -25,9 +25,9 @@ PATIENCE = 60.0
 """Seconds after which a test gives up; nothing here takes more than a fraction of one."""
 
 
-def eventually(check: Callable[[], bool], what: str) -> None:
+def eventually(check: Callable[[], bool], what: str, *, seconds: float = PATIENCE) -> None:
     """Wait for something that happens in another thread or process."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < until, f"this did not happen: {what}"
         time.sleep(0.005)
