@@ -120,6 +120,7 @@ def execute(
             node_id=observed.node_id,
             hardware=observed.state.hardware,
             memory=observed.memory,
+            snapshot=plan.snapshot or "",
             sources=sources,
             intent=intent,
             created=created,

@@ -21,6 +21,7 @@ from reconciler.observe import observe
 from reconciler.planner import plan as make_plan
 from reconciler.proof import current
 from reconciler.published import read_status
+from reconciler.restarts import forgotten
 from reconciler.signing import LOCKED, ReceiptSigner
 from reconciler.status import Finding, exit_code, summarise, with_receipts
 from reconciler.target import choose
@@ -253,6 +254,7 @@ class Reconciler:
             if round_number == 0:
                 self._count_running_time(now, observed)
             self._drop_idle_checks(observed)
+            node.journal.apply(forgotten(observed.memory, now), now)
             if expected is not None and round_number == 0 and plan.identity != expected.identity:
                 raise StalePlan(
                     "the saved plan is not what would be done now", hint="run `reconcile plan --out FILE` again"

@@ -289,7 +289,7 @@ def _runtime_failed(
     target = action.target
     if error.retry == "backoff" and not _counts_as_bad(error, target, memory):
         return (_held(target.spec_digest, error, memory, now),)
-    if error.retry == "operator":
+    if error.retry == "operator" or (not isinstance(action, ValidateModel) and action.tried_again):
         return (_held(target.spec_digest, error, memory, now),)
     subject = target.subject(hardware.accelerator)
     changes: list[Change] = [Reject(Rejection(subject, target.model, error.reason, error.message, now, snapshot))]

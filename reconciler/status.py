@@ -9,6 +9,7 @@ from reconciler.inventory import facts
 from reconciler.proof import retest
 from runtime.interfaces import SOCKET_NAME
 from schemas.observation import Present, StoredModel
+from schemas.plan import CRASH_LOOPING
 from schemas.status import (
     Condition,
     ConditionType,
@@ -216,9 +217,10 @@ def _stalled(finding: Finding, serving: ServingStatus | None) -> tuple[bool | No
     stuck = [held for held in finding.plan.held if held.until is None and held.reason not in _WAITING]
     if stuck and (finding.role == "none" or serving is None):
         return True, stuck[0].reason, "there is no last known good to go back to"
-    looping = [held for held in finding.plan.held if held.reason == "CrashLooping"]
+    # What was given up for it has no time at which it is looked at again: then something else serves.
+    looping = [held for held in finding.plan.held if held.reason == CRASH_LOOPING and held.until is not None]
     if looping:
-        return True, "CrashLooping", looping[0].message
+        return True, CRASH_LOOPING, looping[0].message
     return False, "Progressing", "nothing needs a person"
 
 

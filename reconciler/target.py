@@ -333,6 +333,23 @@ def _fall_back(
     return Choice(None, "none", wanted, serve, held, tuple(trace), assigned=assigned)
 
 
+def has_way_back(document: SnapshotDocument, observed: Observed, target: ServingTarget) -> bool:
+    """Whether this node has something else to serve, should it give a target up.
+
+    Args:
+        document: the snapshot in force.
+        observed: what is there, and what is remembered.
+        target: what would be given up.
+    """
+    good, earlier = observed.memory.last_known_good, observed.memory.earlier_good
+    there = earlier if earlier is not None and _is_stored(earlier.target, observed) else None
+    return any(
+        known.target.spec_digest != target.spec_digest and _refused(document, known.target, observed) is None
+        for known in (good, there)
+        if known is not None
+    )
+
+
 def _is_stored(target: ServingTarget, observed: Observed) -> bool:
     """What was good before the last known good is gone back to only as long as nobody has removed it."""
     seen = observed.state.models.get(target.manifest)

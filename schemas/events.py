@@ -49,6 +49,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "InstanceCreated": "An instance was made ready to start, while what serves goes on.",
         "InstanceStarted": "An engine was started, and is ready.",
         "InstanceFailed": "An engine ended, or went bad, by itself; with its exit code, signal or what is wrong.",
+        "CrashLooping": "An engine ended by itself too often in a row: given up for what served before, or tried on.",
         "InstanceStopped": "An engine was stopped, and removed.",
         "FrontStarted": "The front takes clients.",
         "FrontRouted": "The front leads requests to an instance that has been validated.",

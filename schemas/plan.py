@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -163,6 +163,10 @@ class StopInstance(_Action):
     drain: Duration
     failed: bool = False
     """It ended, or went bad, by itself: `cause` has its exit code, signal, or what is wrong with it."""
+    failures: Count = 0
+    """How many of its specification did so in a row, with this one; 0 where that is not counted."""
+    gives_up: ServingTarget | None = None
+    """What it ran, where that is not restarted any more: there is something else to go back to."""
 
 
 class CreateInstance(_Action):
@@ -170,6 +174,8 @@ class CreateInstance(_Action):
 
     kind: Literal["create-instance"] = "create-instance"
     target: ServingTarget
+    tried_again: bool = False
+    """Whether it is tried again when it fails, as something that has served and may well do so again."""
 
 
 class StartInstance(_Action):
@@ -183,6 +189,8 @@ class StartInstance(_Action):
     """Where nothing serves; after what serves was stopped; or beside it, until requests are led to the new one."""
     strategy_reason: Text = ""
     """Why it is `replace` or `overlap`."""
+    tried_again: bool = False
+    """Whether it is tried again when it fails, as something that has served and may well do so again."""
 
 
 class ValidateModel(_Action):
@@ -237,6 +245,11 @@ Action = Annotated[
     | ValidateModel,
     Field(discriminator="kind"),
 ]
+
+
+RESTARTING: Final = "Restarting"
+CRASH_LOOPING: Final = "CrashLooping"
+"""Reasons why what ended by itself is not started again yet; the second one once it did so too often in a row."""
 
 
 class Held(Frozen):

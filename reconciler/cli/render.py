@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 from reconciler.cli.console import duration, paint, plural, relative_time, size, table
 from schemas.digests import short
 from schemas.plan import (
+    CRASH_LOOPING,
+    RESTARTING,
     Action,
     ArchiveModel,
     Cost,
@@ -139,10 +141,13 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _held_lines(held: Sequence[Held]) -> list[str]:
+def _held_lines(held: Sequence[Held], now: datetime | None = None) -> list[str]:
     lines = ["", "Held back:"] if held else []
     for item in held:
         until = f" (until {item.until:%Y-%m-%d %H:%M:%SZ})" if item.until else ""
+        if item.until and now is not None and item.reason in (RESTARTING, CRASH_LOOPING):
+            left = (item.until - now).total_seconds()
+            until = f" (next restart {f'in {duration(left)}' if left >= 1 else 'due'})"
         lines.append(f"  {item.subject}: {paint(item.reason, 'yellow')}: {item.message}{until}")
         if item.token is not None:
             lines.append(paint(f"    not tried again until it changes, or: reconcile retry {item.token}", "dim"))
@@ -213,7 +218,7 @@ def status_text(status: NodeStatus, now: datetime) -> str:
         if status.serving.not_enforced:
             lines.append(f"Isolation not enforced here: {', '.join(status.serving.not_enforced)}")
     lines += ["", *_condition_lines(status, now), "", *_model_lines(status, now)]
-    lines += _held_lines(status.held)
+    lines += _held_lines(status.held, now)
     if status.store is not None:
         lines += ["", *_store_lines(status.store)]
     machine = status.hardware

@@ -173,6 +173,8 @@ class Context:
     hardware: Hardware
     memory: Memory
     """What was remembered when the plan was made."""
+    snapshot: str
+    """Digest of the snapshot that the plan was made for; empty for none."""
     sources: Mapping[str, tuple[str, ...]]
     """By manifest digest: base addresses of the snapshot, then the node's own."""
     intent: str

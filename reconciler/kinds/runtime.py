@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from reconciler import restarts
 from reconciler.kinds.base import Kind, waits
 from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW, Note
 from reconciler.overlap import why_not_fitting, why_not_permitted
-from reconciler.target import withdrawn
+from reconciler.target import good_for, has_way_back, withdrawn
 from runtime import logs
 from runtime.interfaces import SOCKET_NAME, InstanceSpec
 from runtime.starting import start_instance
 from schemas.errors import BackendUnavailable, StartFailed
-from schemas.observation import Present, Unknown
-from schemas.plan import Action, CreateInstance, StartInstance, StopInstance
+from schemas.observation import Hold, Present, Unknown
+from schemas.plan import CRASH_LOOPING, Action, CreateInstance, StartInstance, StopInstance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,9 +124,7 @@ def _settle(
     surplus = [item for item in ours if item is not keep and not _is_planned(draft, item)]
     dead = [item for item in surplus if not _is_serving(item)]
     alive = [item for item in surplus if _is_serving(item)]
-    clean_up = [
-        stop(item, _why_dead(item), 0, ()).model_copy(update={"failed": item.status != "created"}) for item in dead
-    ]
+    clean_up = [_clear_away(situation, item, target) for item in dead]
     if keep is not None:
         draft.actions.extend(clean_up)
         _settle_surplus(situation, draft, keep, alive, target)
@@ -133,7 +132,7 @@ def _settle(
         return
     alive, others = _one_of(situation, alive)
     clean_up += [stop(item, "one runtime per node: another instance serves", 0, ()) for item in others]
-    if not _may_start(situation, draft, target, serving=bool(alive)):
+    if not _may_start(situation, draft, target, clean_up, serving=bool(alive)):
         draft.actions.extend(clean_up)
         # What holds a receipt goes on serving until its replacement can come; what does not has no right to run (I2).
         proven = {receipt.intent for receipt in situation.observed.memory.receipts}
@@ -154,6 +153,7 @@ def _settle(
             cause="secured before what serves is stopped",
             needs=tuple(before),
             target=target,
+            tried_again=_is_tried_again(situation, target),
         )
         draft.actions.append(made)
         before.append(made.id)
@@ -170,8 +170,20 @@ def _settle(
             role="desired" if situation.choice.role == "none" else situation.choice.role,
             strategy="overlap" if beside else "replace" if alive else "first",
             strategy_reason="snapshot and owner allow two at once, and both fit" if beside else against,
+            tried_again=_is_tried_again(situation, target),
         )
     )
+
+
+def _clear_away(situation: Situation, item: Instance, target: ServingTarget) -> StopInstance:
+    """The stop of what ended, went bad, or was never started."""
+    action = stop(item, _why_dead(item), 0, ())
+    if item.status == "created":
+        return action
+    failures = restarts.ends(item, situation.observed.memory, situation.now)
+    document, loops = situation.desired.document, failures >= restarts.BUDGET and item.spec_digest == target.spec_digest
+    back = document is not None and loops and has_way_back(document, situation.observed, target)
+    return action.model_copy(update={"failed": True, "failures": failures, "gives_up": target if back else None})
 
 
 def _settle_surplus(
@@ -212,16 +224,13 @@ def _why_not_beside(situation: Situation, draft: Draft, alive: Sequence[Instance
     return why
 
 
-def _may_start(situation: Situation, draft: Draft, target: ServingTarget, *, serving: bool) -> bool:
+def _may_start(
+    situation: Situation, draft: Draft, target: ServingTarget, clean_up: Sequence[StopInstance], *, serving: bool
+) -> bool:
     memory = situation.observed.memory
-    hold = memory.holds.get(target.spec_digest)
-    if hold is not None and hold.until > situation.now:
-        draft.hold("runtime", hold.reason, hold.message, hold.until)
-        return False
-    starts = [at for at in memory.recent_starts.get(target.spec_digest, ()) if at > situation.now - RESTART_WINDOW]
-    if len(starts) >= RESTART_BUDGET:
-        message = f"{target.model} was started {len(starts)} times in {RESTART_WINDOW.seconds // 60} minutes"
-        draft.hold("runtime", "CrashLooping", message, min(starts) + RESTART_WINDOW)
+    if waiting := _backoffs(situation, target, clean_up):
+        last = max(waiting, key=lambda hold: hold.until)
+        draft.hold("runtime", last.reason, last.message, last.until)
         return False
     if draft.blocked:
         draft.explain("runtime", "waits for what it needs: what serves goes on")
@@ -231,6 +240,34 @@ def _may_start(situation: Situation, draft: Draft, target: ServingTarget, *, ser
     back = good is not None and good.target.spec_digest == target.spec_digest
     swaps = serving and situation.choice.role == "desired" and not back
     return not (swaps and waits(situation, draft, "swap", "runtime", "the swap waits for its window"))
+
+
+def _is_tried_again(situation: Situation, target: ServingTarget) -> bool:
+    """Whether a start that fails says nothing about the target: it has served, and its budget is not used up."""
+    memory, document = situation.observed.memory, situation.desired.document
+    if good_for(memory, target) is None or document is None:
+        return False
+    hold = memory.holds.get(target.spec_digest)
+    used_up = hold is not None and hold.failures + 1 >= restarts.BUDGET
+    return not (used_up and has_way_back(document, situation.observed, target))
+
+
+def _backoffs(situation: Situation, target: ServingTarget, clean_up: Sequence[StopInstance]) -> list[Hold]:
+    """Why the target is not started yet: starts that failed, ends by itself, and starts in all."""
+    memory, now, spec = situation.observed.memory, situation.now, target.spec_digest
+    found = (memory.holds.get(spec), restarts.pending(spec, memory, now))
+    remembered = [hold for hold in found if hold is not None]
+    for item in clean_up:
+        if item.spec_digest == spec and item.failures:
+            # The journal knows of it, and of its exact wait, once it has been cleared away.
+            until = now + restarts.wait(item.failures)
+            why = restarts.told(item.failures, item.cause)
+            remembered.append(Hold(spec, restarts.reason(item.failures), why, item.failures, until))
+    starts = [at for at in memory.recent_starts.get(spec, ()) if at > now - RESTART_WINDOW]
+    if len(starts) >= RESTART_BUDGET:
+        message = f"{target.model} was started {len(starts)} times in {RESTART_WINDOW.seconds // 60} minutes"
+        remembered.append(Hold(spec, CRASH_LOOPING, message, len(starts), min(starts) + RESTART_WINDOW))
+    return [hold for hold in remembered if hold.until > now]
 
 
 def stop(item: Instance, cause: str, drain: int, needs: tuple[str, ...]) -> StopInstance:
@@ -326,7 +363,17 @@ def _perform_stop(action: StopInstance, context: Context) -> Changes:
         message = (
             f"{action.instance} failed: {action.cause}; what it printed is kept (`reconcile logs {action.instance}`)"
         )
-        return (Note("Warning", "InstanceFailed", message, subject=action.instance),)
+        note = Note("Warning", "InstanceFailed", message, subject=action.instance)
+        ports = context.adapters.ports
+        share = ports.randomness.uniform(1 - restarts.SPREAD, 1 + restarts.SPREAD)
+        left_behind = restarts.after_end(
+            action,
+            hardware=context.hardware,
+            snapshot=context.snapshot,
+            share=share,
+            now=ports.clock.now(),
+        )
+        return (note, *left_behind)
     return (Note("Normal", "InstanceStopped", message, subject=action.instance),)
 
 

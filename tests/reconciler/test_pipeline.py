@@ -164,6 +164,8 @@ def test_crash_loop_ends_in_stalled(simulated: SimulatedNode) -> None:
     for _ in range(4):
         simulated.room.kill(simulated.room.running()[0].name)
         simulated.run()
+        simulated.later(seconds=50)
+        simulated.run()
     simulated.room.kill(simulated.room.running()[0].name)
     result = simulated.run()
     assert simulated.serving() == []
@@ -623,6 +625,8 @@ def test_starts_in_the_future_are_no_crash_loop(simulated: SimulatedNode) -> Non
     simulated.later(days=20)
     for _ in range(4):
         simulated.room.kill(simulated.room.running()[0].name)
+        simulated.run()
+        simulated.later(seconds=50)
         simulated.run()
     simulated.clock.moment = right + timedelta(seconds=1)
     simulated.room.kill(simulated.room.running()[0].name)
