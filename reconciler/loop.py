@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from reconciler.desired import Desired
 from reconciler.ending import stop_instances
@@ -23,6 +23,7 @@ from reconciler.proof import current
 from reconciler.published import read_status
 from reconciler.signing import LOCKED, ReceiptSigner
 from reconciler.status import Finding, exit_code, summarise, with_receipts
+from reconciler.suspension import until_it_serves
 from reconciler.target import choose
 from runtime.interfaces import SOCKET_NAME
 from schemas.errors import EngineUnreachable, MissingDocument, StalePlan, of_disk
@@ -247,7 +248,7 @@ class Reconciler:
         tried: tuple[Action, ...] = ()
         ignore_windows = ignore_windows or (expected is not None and expected.outside_window)
         for round_number in range(MAX_ROUNDS):
-            desired, observed = node.look(accepted.digest if accepted else "")
+            desired, observed, suspended = self._look(accepted, outcomes)
             self._void_what_is_stale(observed)
             plan = make_plan(desired, observed, node.config, ports.clock.now(), ignore_windows=ignore_windows)
             if round_number == 0:
@@ -263,12 +264,15 @@ class Reconciler:
                 note = Note("Warning", "WindowIgnored", "changes are made outside their maintenance window, by hand")
                 node.journal.apply((note,), ports.clock.now())
             drifted = drifted or (round_number == 0 and observed.memory.applied == plan.snapshot)
-            execution, superseded = self._execute(plan, desired, observed)
+            execution, ended = self._execute(plan, desired, observed, suspended=suspended)
             outcomes.extend(execution.outcomes)
             downtime += execution.downtime
-            if superseded:
+            if ended == "superseded":
                 # The next pass puts it in force, and starts from what is there then.
                 break
+            if ended == "by hand":
+                tried = ()
+                continue
             if not any(outcome.status == "done" for outcome in execution.outcomes) and plan.actions == tried:
                 # The same plan failed twice without moving anything: time, not another round, has to change something.
                 break
@@ -279,16 +283,27 @@ class Reconciler:
         status, code, coming = self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
         return PassResult(status, code, tuple(outcomes), plan, drifted, downtime, coming)
 
+    def _look(self, accepted: Accepted | None, outcomes: list[Outcome]) -> tuple[Desired, Observed, bool]:
+        """Both arguments of a round's decision, and whether a person has suspended changes."""
+        if self._lookout is not None:
+            self._lookout.read()
+        desired, observed = self._node.look(accepted.digest if accepted else "")
+        done = [item.action for item in outcomes if item.status == "done"]
+        return desired, until_it_serves(observed, done), bool(observed.memory.suspended)
+
     def _void_what_is_stale(self, observed: Observed) -> None:
         """Record what the look has found: proof of what has changed since counts no longer, whatever is done next."""
         void = [VoidReceipts(item.manifest, item.cause, item.subject) for item in observed.memory.stale]
         self._node.journal.apply(void, self._node.adapters.ports.clock.now())
 
-    def _execute(self, plan: Plan, desired: Desired, observed: Observed) -> tuple[Execution, bool]:
-        """Carry a plan out; whether a newer snapshot was noticed meanwhile, and the rest of the plan given up."""
+    def _execute(
+        self, plan: Plan, desired: Desired, observed: Observed, *, suspended: bool
+    ) -> tuple[Execution, Literal["", "superseded", "by hand"]]:
+        """Carry a plan out; why the rest of it was given up, if it was."""
         node = self._node
         stop = node.adapters.ports.stop
-        beside = self._lookout.beside(desired.digest, stop) if self._lookout is not None else nullcontext(None)
+        look = self._lookout
+        beside = look.beside(desired.digest, stop, suspended=suspended) if look is not None else nullcontext(None)
         with beside as pass_stop:
             execution = execute(
                 plan,
@@ -300,13 +315,18 @@ class Reconciler:
                 reporter=self._reporter,
                 stop=pass_stop,
             )
-        if pass_stop is None or not pass_stop.superseded:
-            return execution, False
+        if pass_stop is None or not (pass_stop.superseded or pass_stop.by_hand):
+            return execution, ""
         left = [outcome.action.id for outcome in execution.outcomes if outcome.status in ("cancelled", "skipped")]
         if left:
-            message = f"a newer snapshot wants something else of this node: gave up {', '.join(left)}"
-            node.journal.apply((Note("Normal", "Superseded", message[:1000]),), node.adapters.ports.clock.now())
-        return execution, True
+            event, who = (
+                ("Superseded", "a newer snapshot wants something else of this node")
+                if pass_stop.superseded
+                else ("Interrupted", "a person wants something else of this node")
+            )
+            note = Note("Normal", event, f"{who}: gave up {', '.join(left)}"[:1000])
+            node.journal.apply((note,), node.adapters.ports.clock.now())
+        return execution, "superseded" if pass_stop.superseded else "by hand"
 
     def stop_runtime(self) -> list[ReconcileError]:
         """Stop what runs here; what could not be stopped, and why."""

@@ -8,6 +8,7 @@ from reconciler.downtime import kind_of_change, predicted
 from reconciler.fingerprint import fingerprint
 from reconciler.kinds.base import Draft, Situation
 from reconciler.kinds.registry import KINDS
+from reconciler.suspension import hold_everything
 from reconciler.target import choose
 from reconciler.trial import detour
 from schemas.plan import (
@@ -17,8 +18,6 @@ from schemas.plan import (
     Held,
     Plan,
     RestoreModel,
-    RouteFront,
-    StartFront,
     StartInstance,
     StopInstance,
 )
@@ -54,27 +53,8 @@ def plan(
             if kind.name == "storage":
                 _hold_what_does_not_fit(situation, draft)
     else:
-        _hold_everything(situation, draft)
+        hold_everything(situation, draft)
     return _finish(situation, draft)
-
-
-def _hold_everything(situation: Situation, draft: Draft) -> None:
-    """Suspension holds every change but one: what the network has withdrawn is stopped all the same (I6)."""
-    trial = Draft()
-    for kind in KINDS:
-        kind.diff(situation, trial)
-    urgent = [
-        action
-        for action in trial.actions
-        if (isinstance(action, StopInstance) and action.cause.startswith("withdrawn by the network"))
-        # The door is kept open to what serves anyway.
-        or (isinstance(action, StartFront | RouteFront) and not action.needs)
-    ]
-    draft.actions.extend(urgent)
-    draft.trace.extend(trial.trace)
-    waiting = len(trial.actions) - len(urgent)
-    if waiting:
-        draft.hold("node", "Suspended", f"{waiting} changes wait: {situation.observed.memory.suspended}")
 
 
 def _hold_what_does_not_fit(situation: Situation, draft: Draft) -> None:

@@ -42,6 +42,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "ReceiptsSigned": "Receipts that had been waiting for the node's key were signed.",
         "ReceiptsUnsigned": "Receipts wait for the node's key, which is locked; serving goes on.",
         "Superseded": "What was under way was given up, because a newer snapshot wants something else.",
+        "Interrupted": "What was under way was given up, because a person at the node wants something else.",
         "ModelValidated": "The serving model answered as its probe expects.",
         "ImagePulled": "An image was pulled by digest.",
         "EnvironmentInstalled": "A native environment was installed from its lock.",
