@@ -138,6 +138,14 @@ class CommitGood:
 
 
 @dataclass(frozen=True, slots=True)
+class CountHeal:
+    """What was changed from outside is about to be given back."""
+
+    key: str
+    """The same for the same thing whenever it is changed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """An event for people and programs."""
 
@@ -160,6 +168,7 @@ Change = (
     | IssueReceipt
     | VoidReceipts
     | CommitGood
+    | CountHeal
     | Note
 )
 
