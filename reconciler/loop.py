@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from reconciler.desired import Desired
+from reconciler.drift import UNCOUNTED
 from reconciler.ending import stop_instances
 from reconciler.executor import execute
 from reconciler.kinds.base import Situation
 from reconciler.kinds.runtime import serving_instance
 from reconciler.kinds.validation import waits_for_quiet
-from reconciler.memory import RESTART_WINDOW, DropCheck, Note, VoidReceipts, as_of
+from reconciler.memory import RESTART_WINDOW, CountHeal, DropCheck, Note, VoidReceipts, as_of
 from reconciler.observe import observe
 from reconciler.planner import plan as make_plan
 from reconciler.proof import current
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from schemas.manifest import ManifestDocument
     from schemas.node import NodeConfig
     from schemas.observation import FrontSeen, Instance, Observation, Observed
-    from schemas.plan import Action, Plan
+    from schemas.plan import Action, Drift, Plan
     from schemas.ports import Stop
     from schemas.snapshot import SnapshotDocument
     from schemas.status import NodeStatus
@@ -167,8 +168,8 @@ class PassResult:
     outcomes: tuple[Outcome, ...]
     plan: Plan
     """What would still be done."""
-    drifted: bool = False
-    """Whether it had to repair what no snapshot changed."""
+    drift: tuple[Drift, ...] = ()
+    """What it found that no snapshot changed."""
     downtime: float = 0.0
     """Seconds in which nothing served that served before, or would have."""
     next: Next | None = None
@@ -243,7 +244,7 @@ class Reconciler:
         report = self._source.refresh(now)
         accepted = node.journal.accepted()
         outcomes: list[Outcome] = []
-        drifted = False
+        drift: tuple[Drift, ...] = ()
         downtime = 0.0
         tried: tuple[Action, ...] = ()
         ignore_windows = ignore_windows or (expected is not None and expected.outside_window)
@@ -253,6 +254,8 @@ class Reconciler:
             plan = make_plan(desired, observed, node.config, ports.clock.now(), ignore_windows=ignore_windows)
             if round_number == 0:
                 self._count_running_time(now, observed)
+                drift = plan.drift
+                self._note_drift(drift)
             self._drop_idle_checks(observed)
             if expected is not None and round_number == 0 and plan.identity != expected.identity:
                 raise StalePlan(
@@ -263,7 +266,6 @@ class Reconciler:
             if plan.outside_window:
                 note = Note("Warning", "WindowIgnored", "changes are made outside their maintenance window, by hand")
                 node.journal.apply((note,), ports.clock.now())
-            drifted = drifted or (round_number == 0 and observed.memory.applied == plan.snapshot)
             execution, ended = self._execute(plan, desired, observed, suspended=suspended)
             outcomes.extend(execution.outcomes)
             downtime += execution.downtime
@@ -280,8 +282,8 @@ class Reconciler:
         else:
             note = Note("Warning", "NotConverging", f"still not converged after {MAX_ROUNDS} rounds")
             node.journal.apply((note,), ports.clock.now())
-        status, code, coming = self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
-        return PassResult(status, code, tuple(outcomes), plan, drifted, downtime, coming)
+        status, code, coming = self._conclude(report, accepted, desired, observed, plan, outcomes, drift)
+        return PassResult(status, code, tuple(outcomes), plan, drift, downtime, coming)
 
     def _look(self, accepted: Accepted | None, outcomes: list[Outcome]) -> tuple[Desired, Observed, bool]:
         """Both arguments of a round's decision, and whether a person has suspended changes."""
@@ -290,6 +292,18 @@ class Reconciler:
         desired, observed = self._node.look(accepted.digest if accepted else "")
         done = [item.action for item in outcomes if item.status == "done"]
         return desired, until_it_serves(observed, done), bool(observed.memory.suspended)
+
+    def _note_drift(self, drift: Sequence[Drift]) -> None:
+        """Record what was changed from outside: that it was, unless that is known, and that it is given back."""
+        before = self._previous()
+        known = {(item.key, item.found, item.where) for item in before.drift} if before is not None else set()
+        notes = [
+            Note("Warning", "DriftFound", item.said[:4096], subject=item.subject)
+            for item in drift
+            if item.repaired or (item.key, item.found, item.where) not in known
+        ]
+        keys = dict.fromkeys(item.key for item in drift if item.repaired and item.field not in UNCOUNTED)
+        self._node.journal.apply([*notes, *map(CountHeal, keys)], self._node.adapters.ports.clock.now())
 
     def _void_what_is_stale(self, observed: Observed) -> None:
         """Record what the look has found: proof of what has changed since counts no longer, whatever is done next."""
@@ -397,8 +411,7 @@ class Reconciler:
         observed: Observed,
         plan: Plan,
         outcomes: list[Outcome],
-        *,
-        drifted: bool,
+        drift: tuple[Drift, ...],
     ) -> tuple[NodeStatus, int, Next | None]:
         node = self._node
         choice = choose(desired, observed, node.config, node.adapters.ports.clock.now())
@@ -415,7 +428,7 @@ class Reconciler:
             accepted=accepted,
             source=report,
             failed=tuple(outcome for outcome in outcomes if outcome.status == "failed"),
-            drifted=drifted,
+            drift=drift,
             not_enforced=backend.not_enforced() if backend else (),
             run_folder=node.state.run,
             previous=self._previous(),

@@ -190,7 +190,8 @@ def as_of(memory: Memory, now: datetime) -> Memory:
     """
     holds = {subject: hold for subject, hold in memory.holds.items() if hold.until <= now + BACKOFF_LAST}
     starts = {spec: tuple(at for at in times if at <= now) for spec, times in memory.recent_starts.items()}
-    return replace(memory, holds=holds, recent_starts=starts)
+    heals = {key: tuple(at for at in times if at <= now) for key, times in memory.heals.items()}
+    return replace(memory, holds=holds, recent_starts=starts, heals=heals)
 
 
 def after_failure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reconciler.downtime import kind_of_change, predicted
+from reconciler.drift import found
 from reconciler.fingerprint import fingerprint
 from reconciler.kinds.base import Draft, Situation
 from reconciler.kinds.registry import KINDS
@@ -127,6 +128,7 @@ def _finish(situation: Situation, draft: Draft) -> Plan:
         actions=actions,
         held=_distinct(draft.held),
         trace=tuple(draft.trace),
+        drift=found(situation, actions, draft.held),
         cost=_cost(situation, actions),
         made_at=situation.now.replace(microsecond=0),
     )

@@ -42,7 +42,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "ReceiptsSigned": "Receipts that had been waiting for the node's key were signed.",
         "ReceiptsUnsigned": "Receipts wait for the node's key, which is locked; serving goes on.",
         "Superseded": "What was under way was given up, because a newer snapshot wants something else.",
-        "DriftFound": "Something was changed from outside since it was applied; with its field, as it was, and as it is.",
+        "DriftFound": "Something was changed from outside since it was applied: which field, as it was, and as it is.",
         "InstanceMended": "A running instance was given back the limits that it was created with.",
         "Interrupted": "What was under way was given up, because a person at the node wants something else.",
         "ModelValidated": "The serving model answered as its probe expects.",

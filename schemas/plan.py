@@ -190,7 +190,7 @@ class Drift(Frozen):
     def said(self) -> str:
         """For people."""
         where = f" of {self.where}" if self.where else ""
-        return f"{self.subject}: {self.field}{where} is {self.found}, not {self.expected}: changed outside"
+        return f"{self.subject}: {self.field}{where} is {self.found}, not {self.expected}"
 
 
 class MendInstance(_Action):

@@ -217,7 +217,7 @@ class NodeStatus(Document):
     """The chain of receipts."""
     held: tuple[Held, ...]
     drift: tuple[Drift, ...] = ()
-    """What was changed from outside, and was found by the last pass that found any, as long as it is not given back."""
+    """What was changed from outside since the snapshot was applied, and is not given back yet."""
     next: NextStatus | None = None
     """Absent where no daemon runs."""
     hardware: HardwareStatus
