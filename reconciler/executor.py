@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from reconciler.journal import Journal
     from reconciler.kinds.base import Adapters, Changes
+    from reconciler.lookout import PassStop
     from schemas.node import NodeConfig
     from schemas.observation import Observed
     from schemas.plan import Action, Plan
-    from schemas.ports import Stop
 
 INTENT_BYTES = 6
 """Random bytes of an intent id: 48 bits are unique among the thousands that one node makes, and fit into a name."""
@@ -72,7 +72,7 @@ def execute(
     journal: Journal,
     sources: Mapping[str, tuple[str, ...]],
     reporter: Reporter,
-    stop: Stop | None = None,
+    stop: PassStop | None = None,
 ) -> Execution:
     """Carry out a plan.
 
@@ -113,6 +113,8 @@ def execute(
             outcomes.append(Outcome(action, "skipped" if blocked else "cancelled"))
             reporter.finished(outcomes[-1])
             continue
+        if stop is not None and isinstance(action, StopInstance) and action.drain > 0:
+            stop.commit()
         intent = adapters.ports.randomness.token(INTENT_BYTES)
         context = Context(
             adapters=adapters,

@@ -52,6 +52,7 @@ def _backend(seen: Observation[tuple[Instance, ...]]) -> str:
         # Well, or not known to be otherwise: they lead to the same decision, and change with every request.
         return " ".join(
             f"{item.name}={item.status}/{'unhealthy' if item.health == 'unhealthy' else 'well'}/{item.spec_digest}"
+            + "".join(f"/{one.field}={one.found}" for one in item.changed)
             for item in seen.value
         )
     return _other(seen)

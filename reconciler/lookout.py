@@ -1,7 +1,8 @@
-"""While a pass changes things: is there a newer snapshot that wants something else of this node?
+"""While a pass changes things: is there a newer snapshot that wants something else, or a person who does?
 
 Only a daemon looks, and only at what may be believed: a snapshot counts once it would be accepted. A git host that
-moves its branch about, or somebody who keeps notifying, cannot keep a swap from ending.
+moves its branch about, or somebody who keeps notifying, cannot keep a swap from ending. A person at the node can: what
+has been asked through the control socket is in the journal already, and the next round reads it there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from schemas.errors import ReconcileError
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("reconcile")
 
+Hand = Literal["suspend", "redirect"]
+"""What a person's word means for what is under way."""
+
 SLICE_SECONDS: Final = 0.1
 """How long a wait goes on after one of the two things that end it; the other one wakes it at once."""
 
@@ -31,24 +35,47 @@ LAST_LOOK_SECONDS: Final = 2.0
 
 
 class PassStop:
-    """The stop of one pass: the agent's own, or a newer snapshot that wants something else."""
+    """The stop of one plan: the agent's own, a newer snapshot that wants something else, or a person who does."""
 
     def __init__(self, agent: Stop) -> None:
         self._agent = agent
         self._superseded = threading.Event()
+        self._redirected = threading.Event()
+        self._suspended = threading.Event()
+        self._committed = threading.Event()
 
     @property
     def superseded(self) -> bool:
         """Whether a newer snapshot was noticed."""
         return self._superseded.is_set()
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether it is a person who has ended it."""
+        return self._redirected.is_set() or self._is_suspended()
+
     def supersede(self) -> None:
         """A newer snapshot was noticed."""
         self._superseded.set()
 
+    def redirect(self) -> None:
+        """A person wants something else of this node, and something serves again at the end of that."""
+        self._redirected.set()
+
+    def suspend(self) -> None:
+        """A person wants nothing to be changed. What serves has been stopped already: that comes to its end first."""
+        self._suspended.set()
+
+    def commit(self) -> None:
+        """What serves is about to be stopped: to end here would leave nothing that serves (I6)."""
+        self._committed.set()
+
     def is_set(self) -> bool:
         """Whether what takes time should end (the `Stop` protocol)."""
-        return self._superseded.is_set() or self._agent.is_set()
+        return self._superseded.is_set() or self.by_hand or self._agent.is_set()
+
+    def _is_suspended(self) -> bool:
+        return self._suspended.is_set() and not self._committed.is_set()
 
     def wait(self, seconds: float) -> bool:
         """Sleep unless there is a reason to end (the `Stop` protocol)."""
@@ -78,26 +105,53 @@ class Lookout:
         self._wake = wake
         self._interval = interval
         self._news = threading.Event()
+        self._lock = threading.Lock()
+        self._asked: Hand | None = None
+        self._stop: PassStop | None = None
         wake.also(self._news)
 
     def forget(self) -> None:
         """A pass begins: what came until now, it sees itself."""
         self._news.clear()
 
+    def read(self) -> None:
+        """The journal is about to be read: what a person asked for until now is in there."""
+        with self._lock:
+            self._asked = None
+
+    def ask(self, hand: Hand) -> None:
+        """A person has asked for something, which is in the journal; called by any thread.
+
+        Args:
+            hand: `suspend` ends what is under way unless nothing serves because of it; `redirect` ends it anyway.
+        """
+        with self._lock:
+            self._asked = hand
+            if self._stop is not None:
+                _tell(self._stop, hand)
+
     @contextmanager
-    def beside(self, digest: str, agent: Stop) -> Iterator[PassStop]:
+    def beside(self, digest: str, agent: Stop, *, suspended: bool = False) -> Iterator[PassStop]:
         """Look while something is carried out.
 
         Args:
             digest: the snapshot that it is carried out for.
             agent: ends it as well.
+            suspended: it is what is done in spite of a suspension: nobody suspends it again.
         """
         stop, ended = PassStop(agent), threading.Event()
+        with self._lock:
+            self._stop = None if suspended else stop
+            if self._stop is not None and self._asked is not None:
+                # Asked after the plan was made, and before anything was done.
+                _tell(stop, self._asked)
         thread = threading.Thread(target=self._look, args=(digest, stop, ended), daemon=True)
         thread.start()
         try:
             yield stop
         finally:
+            with self._lock:
+                self._stop = None
             ended.set()
             woken = self._news.is_set()
             self._news.set()
@@ -121,6 +175,13 @@ class Lookout:
                 stop.supersede()
                 # The next pass begins at once.
                 self._wake.now()
+
+
+def _tell(stop: PassStop, hand: Hand) -> None:
+    if hand == "suspend":
+        stop.suspend()
+    else:
+        stop.redirect()
 
 
 def wants_else(before: tuple[SnapshotDocument, Choice], after: tuple[SnapshotDocument, Choice]) -> bool:

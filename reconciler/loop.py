@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from reconciler.desired import Desired
+from reconciler.drift import UNCOUNTED
 from reconciler.ending import stop_instances
 from reconciler.executor import execute
 from reconciler.kinds.base import Situation
 from reconciler.kinds.runtime import serving_instance
 from reconciler.kinds.validation import waits_for_quiet
-from reconciler.memory import RESTART_WINDOW, DropCheck, Note, VoidReceipts, as_of
+from reconciler.memory import RESTART_WINDOW, CountHeal, DropCheck, Note, VoidReceipts, as_of
 from reconciler.observe import observe
 from reconciler.planner import plan as make_plan
 from reconciler.proof import current
@@ -24,6 +25,7 @@ from reconciler.published import read_status
 from reconciler.restarts import forgotten
 from reconciler.signing import LOCKED, ReceiptSigner
 from reconciler.status import Finding, exit_code, summarise, with_receipts
+from reconciler.suspension import until_it_serves
 from reconciler.target import choose
 from runtime.interfaces import SOCKET_NAME
 from schemas.errors import EngineUnreachable, MissingDocument, StalePlan, of_disk
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from schemas.manifest import ManifestDocument
     from schemas.node import NodeConfig
     from schemas.observation import FrontSeen, Instance, Observation, Observed
-    from schemas.plan import Action, Plan
+    from schemas.plan import Action, Drift, Plan
     from schemas.ports import Stop
     from schemas.snapshot import SnapshotDocument
     from schemas.status import NodeStatus
@@ -167,8 +169,8 @@ class PassResult:
     outcomes: tuple[Outcome, ...]
     plan: Plan
     """What would still be done."""
-    drifted: bool = False
-    """Whether it had to repair what no snapshot changed."""
+    drift: tuple[Drift, ...] = ()
+    """What it found that no snapshot changed."""
     downtime: float = 0.0
     """Seconds in which nothing served that served before, or would have."""
     next: Next | None = None
@@ -243,16 +245,18 @@ class Reconciler:
         report = self._source.refresh(now)
         accepted = node.journal.accepted()
         outcomes: list[Outcome] = []
-        drifted = False
+        drift: tuple[Drift, ...] = ()
         downtime = 0.0
         tried: tuple[Action, ...] = ()
         ignore_windows = ignore_windows or (expected is not None and expected.outside_window)
         for round_number in range(MAX_ROUNDS):
-            desired, observed = node.look(accepted.digest if accepted else "")
+            desired, observed, suspended = self._look(accepted, outcomes)
             self._void_what_is_stale(observed)
             plan = make_plan(desired, observed, node.config, ports.clock.now(), ignore_windows=ignore_windows)
             if round_number == 0:
                 self._count_running_time(now, observed)
+                drift = plan.drift
+                self._note_drift(drift)
             self._drop_idle_checks(observed)
             node.journal.apply(forgotten(observed.memory, now), now)
             if expected is not None and round_number == 0 and plan.identity != expected.identity:
@@ -264,13 +268,15 @@ class Reconciler:
             if plan.outside_window:
                 note = Note("Warning", "WindowIgnored", "changes are made outside their maintenance window, by hand")
                 node.journal.apply((note,), ports.clock.now())
-            drifted = drifted or (round_number == 0 and observed.memory.applied == plan.snapshot)
-            execution, superseded = self._execute(plan, desired, observed)
+            execution, ended = self._execute(plan, desired, observed, suspended=suspended)
             outcomes.extend(execution.outcomes)
             downtime += execution.downtime
-            if superseded:
+            if ended == "superseded":
                 # The next pass puts it in force, and starts from what is there then.
                 break
+            if ended == "by hand":
+                tried = ()
+                continue
             if not any(outcome.status == "done" for outcome in execution.outcomes) and plan.actions == tried:
                 # The same plan failed twice without moving anything: time, not another round, has to change something.
                 break
@@ -278,19 +284,42 @@ class Reconciler:
         else:
             note = Note("Warning", "NotConverging", f"still not converged after {MAX_ROUNDS} rounds")
             node.journal.apply((note,), ports.clock.now())
-        status, code, coming = self._conclude(report, accepted, desired, observed, plan, outcomes, drifted=drifted)
-        return PassResult(status, code, tuple(outcomes), plan, drifted, downtime, coming)
+        status, code, coming = self._conclude(report, accepted, desired, observed, plan, outcomes, drift)
+        return PassResult(status, code, tuple(outcomes), plan, drift, downtime, coming)
+
+    def _look(self, accepted: Accepted | None, outcomes: list[Outcome]) -> tuple[Desired, Observed, bool]:
+        """Both arguments of a round's decision, and whether a person has suspended changes."""
+        if self._lookout is not None:
+            self._lookout.read()
+        desired, observed = self._node.look(accepted.digest if accepted else "")
+        done = [item.action for item in outcomes if item.status == "done"]
+        return desired, until_it_serves(observed, done), bool(observed.memory.suspended)
+
+    def _note_drift(self, drift: Sequence[Drift]) -> None:
+        """Record what was changed from outside: that it was, unless that is known, and that it is given back."""
+        before = self._previous()
+        known = {(item.key, item.found, item.where) for item in before.drift} if before is not None else set()
+        notes = [
+            Note("Warning", "DriftFound", item.said[:4096], subject=item.subject)
+            for item in drift
+            if item.repaired or (item.key, item.found, item.where) not in known
+        ]
+        keys = dict.fromkeys(item.key for item in drift if item.repaired and item.field not in UNCOUNTED)
+        self._node.journal.apply([*notes, *map(CountHeal, keys)], self._node.adapters.ports.clock.now())
 
     def _void_what_is_stale(self, observed: Observed) -> None:
         """Record what the look has found: proof of what has changed since counts no longer, whatever is done next."""
         void = [VoidReceipts(item.manifest, item.cause, item.subject) for item in observed.memory.stale]
         self._node.journal.apply(void, self._node.adapters.ports.clock.now())
 
-    def _execute(self, plan: Plan, desired: Desired, observed: Observed) -> tuple[Execution, bool]:
-        """Carry a plan out; whether a newer snapshot was noticed meanwhile, and the rest of the plan given up."""
+    def _execute(
+        self, plan: Plan, desired: Desired, observed: Observed, *, suspended: bool
+    ) -> tuple[Execution, Literal["", "superseded", "by hand"]]:
+        """Carry a plan out; why the rest of it was given up, if it was."""
         node = self._node
         stop = node.adapters.ports.stop
-        beside = self._lookout.beside(desired.digest, stop) if self._lookout is not None else nullcontext(None)
+        look = self._lookout
+        beside = look.beside(desired.digest, stop, suspended=suspended) if look is not None else nullcontext(None)
         with beside as pass_stop:
             execution = execute(
                 plan,
@@ -302,13 +331,18 @@ class Reconciler:
                 reporter=self._reporter,
                 stop=pass_stop,
             )
-        if pass_stop is None or not pass_stop.superseded:
-            return execution, False
+        if pass_stop is None or not (pass_stop.superseded or pass_stop.by_hand):
+            return execution, ""
         left = [outcome.action.id for outcome in execution.outcomes if outcome.status in ("cancelled", "skipped")]
         if left:
-            message = f"a newer snapshot wants something else of this node: gave up {', '.join(left)}"
-            node.journal.apply((Note("Normal", "Superseded", message[:1000]),), node.adapters.ports.clock.now())
-        return execution, True
+            event, who = (
+                ("Superseded", "a newer snapshot wants something else of this node")
+                if pass_stop.superseded
+                else ("Interrupted", "a person wants something else of this node")
+            )
+            note = Note("Normal", event, f"{who}: gave up {', '.join(left)}"[:1000])
+            node.journal.apply((note,), node.adapters.ports.clock.now())
+        return execution, "superseded" if pass_stop.superseded else "by hand"
 
     def stop_runtime(self) -> list[ReconcileError]:
         """Stop what runs here; what could not be stopped, and why."""
@@ -379,8 +413,7 @@ class Reconciler:
         observed: Observed,
         plan: Plan,
         outcomes: list[Outcome],
-        *,
-        drifted: bool,
+        drift: tuple[Drift, ...],
     ) -> tuple[NodeStatus, int, Next | None]:
         node = self._node
         choice = choose(desired, observed, node.config, node.adapters.ports.clock.now())
@@ -397,7 +430,7 @@ class Reconciler:
             accepted=accepted,
             source=report,
             failed=tuple(outcome for outcome in outcomes if outcome.status == "failed"),
-            drifted=drifted,
+            drift=drift,
             not_enforced=backend.not_enforced() if backend else (),
             run_folder=node.state.run,
             previous=self._previous(),

@@ -138,6 +138,14 @@ class CommitGood:
 
 
 @dataclass(frozen=True, slots=True)
+class CountHeal:
+    """What was changed from outside is about to be given back."""
+
+    key: str
+    """The same for the same thing whenever it is changed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """An event for people and programs."""
 
@@ -160,6 +168,7 @@ Change = (
     | IssueReceipt
     | VoidReceipts
     | CommitGood
+    | CountHeal
     | Note
 )
 
@@ -181,7 +190,8 @@ def as_of(memory: Memory, now: datetime) -> Memory:
     """
     holds = {subject: hold for subject, hold in memory.holds.items() if hold.until <= now + BACKOFF_LAST}
     starts = {spec: tuple(at for at in times if at <= now) for spec, times in memory.recent_starts.items()}
-    return replace(memory, holds=holds, recent_starts=starts)
+    heals = {key: tuple(at for at in times if at <= now) for key, times in memory.heals.items()}
+    return replace(memory, holds=holds, recent_starts=starts, heals=heals)
 
 
 def after_failure(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reconciler.downtime import kind_of_change, predicted
+from reconciler.drift import found
 from reconciler.fingerprint import fingerprint
 from reconciler.kinds.base import Draft, Situation
 from reconciler.kinds.registry import KINDS
+from reconciler.suspension import hold_everything
 from reconciler.target import choose
 from reconciler.trial import detour
 from schemas.plan import (
@@ -17,8 +19,6 @@ from schemas.plan import (
     Held,
     Plan,
     RestoreModel,
-    RouteFront,
-    StartFront,
     StartInstance,
     StopInstance,
 )
@@ -54,27 +54,8 @@ def plan(
             if kind.name == "storage":
                 _hold_what_does_not_fit(situation, draft)
     else:
-        _hold_everything(situation, draft)
+        hold_everything(situation, draft)
     return _finish(situation, draft)
-
-
-def _hold_everything(situation: Situation, draft: Draft) -> None:
-    """Suspension holds every change but one: what the network has withdrawn is stopped all the same (I6)."""
-    trial = Draft()
-    for kind in KINDS:
-        kind.diff(situation, trial)
-    urgent = [
-        action
-        for action in trial.actions
-        if (isinstance(action, StopInstance) and action.cause.startswith("withdrawn by the network"))
-        # The door is kept open to what serves anyway.
-        or (isinstance(action, StartFront | RouteFront) and not action.needs)
-    ]
-    draft.actions.extend(urgent)
-    draft.trace.extend(trial.trace)
-    waiting = len(trial.actions) - len(urgent)
-    if waiting:
-        draft.hold("node", "Suspended", f"{waiting} changes wait: {situation.observed.memory.suspended}")
 
 
 def _hold_what_does_not_fit(situation: Situation, draft: Draft) -> None:
@@ -147,6 +128,7 @@ def _finish(situation: Situation, draft: Draft) -> Plan:
         actions=actions,
         held=_distinct(draft.held),
         trace=tuple(draft.trace),
+        drift=found(situation, actions, draft.held),
         cost=_cost(situation, actions),
         made_at=situation.now.replace(microsecond=0),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from reconciler.drift import SPENT
 from reconciler.inventory import facts
 from reconciler.proof import retest
 from runtime.interfaces import SOCKET_NAME
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from schemas.errors import ReconcileError
     from schemas.node import NodeConfig
     from schemas.observation import Instance, Observed, Receipt
-    from schemas.plan import Plan
+    from schemas.plan import Drift, Plan
     from schemas.target import ServingTarget
 
 EXIT_PENDING_WINDOW: Final = 5
@@ -80,8 +81,8 @@ class Finding:
     source: SourceReport
     failed: tuple[Outcome, ...]
     """Actions of this pass that failed."""
-    drifted: bool
-    """Whether this pass had to repair what the snapshot did not change."""
+    drift: tuple[Drift, ...]
+    """What this pass found that no snapshot changed."""
     not_enforced: tuple[str, ...]
     run_folder: Path
     previous: NodeStatus | None
@@ -120,6 +121,7 @@ def summarise(finding: Finding) -> NodeStatus:
         ),
         receipts=finding.receipts,
         held=finding.plan.held,
+        drift=finding.plan.drift,
         next=NextStatus(at=finding.next.at.replace(microsecond=0), why=finding.next.why[:4096])
         if finding.next
         else None,
@@ -221,6 +223,9 @@ def _stalled(finding: Finding, serving: ServingStatus | None) -> tuple[bool | No
     looping = [held for held in finding.plan.held if held.reason == CRASH_LOOPING and held.until is not None]
     if looping:
         return True, CRASH_LOOPING, looping[0].message
+    spent = [held for held in finding.plan.held if held.reason == SPENT]
+    if spent:
+        return True, SPENT, f"{spent[0].subject}: {spent[0].message}"
     return False, "Progressing", "nothing needs a person"
 
 
@@ -231,11 +236,15 @@ def _source(finding: Finding) -> tuple[bool | None, str, str]:
 
 
 def _drifted(finding: Finding) -> tuple[bool | None, str, str]:
-    if not finding.drifted:
-        return False, "AsApplied", "nothing was changed from outside"
-    if finding.plan.actions:
-        return True, "NotRepaired", f"{len(finding.plan.actions)} actions are due"
-    return False, "Repaired", "what had changed from outside was repaired"
+    if finding.plan.drift:
+        return True, "NotRepaired", f"changed outside: {_drift_said(finding.plan.drift)}"
+    if finding.drift:
+        return False, "Repaired", f"what had changed from outside was repaired: {_drift_said(finding.drift)}"
+    return False, "AsApplied", "nothing was changed from outside"
+
+
+def _drift_said(drift: tuple[Drift, ...]) -> str:
+    return "; ".join(item.said for item in drift)
 
 
 def _rolled_back(finding: Finding) -> tuple[bool | None, str, str]:

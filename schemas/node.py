@@ -80,6 +80,15 @@ class SourcePolicy(Frozen):
     """Tried after the snapshot's own sources; `{name}` and `{version}` are replaced."""
 
 
+class HealPolicy(Frozen):
+    """How often what somebody else changes is given back, before a person is asked for."""
+
+    repairs: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Repairs of the same thing within the window."""
+    window: Annotated[Duration, Field(ge=60)] = 3600
+    """Seconds."""
+
+
 class NodePolicy(Frozen):
     """The owner's rules. Network and owner must both allow what is weaker than the default."""
 
@@ -95,6 +104,8 @@ class NodePolicy(Frozen):
     """From where models may be fetched."""
     reserve: Size = 2**28
     """Disk kept for the node's own state, bytes."""
+    heal: HealPolicy = HealPolicy.model_construct()
+    """How often drift is repaired."""
 
 
 class ScrubConfig(Frozen):

@@ -106,6 +106,23 @@ def accelerator_name(gpus: Iterable[tuple[str, str, str]], processor: str) -> st
 
 # --- things of the node -------------------------------------------------------------------------------------------
 
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field of something that is no longer as this node made it: somebody else's hand."""
+
+    field: str
+    """What it is about, one of a few words: `memory`, `network`, `label spec`, `mode`."""
+    expected: str
+    """As it was made, for people."""
+    found: str
+    """As it is now, for people."""
+    where: str = ""
+    """Which part of it, where it has several: a file's path."""
+    mendable: bool = False
+    """Whether it can be given back while it runs."""
+
+
 InstanceStatus = Literal["created", "running", "exited"]
 Health = Literal["healthy", "unhealthy", "unknown"]
 
@@ -126,6 +143,8 @@ class Instance:
     detail: str = ""
     """What is known about an exit or a bad health, for people: `OOMKilled`, `signal 9`."""
     started_at: datetime | None = None
+    changed: tuple[Difference, ...] = ()
+    """What somebody else has changed of it since it was created."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +162,8 @@ class StoredModel:
     """Whether the kernel itself refuses changed bytes of all its files (fs-verity)."""
     own: int = field(default=0, compare=False)
     """Bytes that nobody else has: what its removal gives back."""
+    changed: tuple[Difference, ...] = field(default=(), compare=False)
+    """Where it is not intact: what is different about its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +387,8 @@ class Memory:
     """By manifest digest: models that a person wants to be hashed now, with what was said."""
     retests: Mapping[str, str] = field(default_factory=dict)
     """By manifest digest: models whose answers are in doubt for a reason that their receipts do not know, with it."""
+    heals: Mapping[str, tuple[datetime, ...]] = field(default_factory=dict)
+    """By what was changed from outside, and where: when it was given back, the newest last."""
     leftovers: Mapping[str, float] = field(default_factory=dict)
     """By manifest digest: running time, seconds, for which something in the store that has no record was not listed."""
 

@@ -169,6 +169,45 @@ class StopInstance(_Action):
     """What it ran, where that is not restarted any more: there is something else to go back to."""
 
 
+class Drift(Frozen):
+    """Something that was changed from outside since the snapshot was applied, one field of it."""
+
+    subject: Text
+    """What it is about: `runtime`, `front`, an image, a model key."""
+    field: Text
+    """One of a few words: `memory`, `network`, `instance`, `mode`."""
+    expected: Text
+    """As it was applied, for people."""
+    found: Text
+    """As it is, for people."""
+    where: Text = ""
+    """Which instance or file."""
+    repaired: bool = False
+    """Whether carrying out this plan gives it back."""
+
+    @property
+    def key(self) -> str:
+        """The same for the same thing whenever it is changed, whichever instance it is by then."""
+        return f"{self.subject}/{self.field}"
+
+    @property
+    def said(self) -> str:
+        """For people."""
+        where = f" of {self.where}" if self.where else ""
+        return f"{self.subject}: {self.field}{where} is {self.found}, not {self.expected}"
+
+
+class MendInstance(_Action):
+    """Give a running instance back the limits that it was created with. Idempotent."""
+
+    kind: Literal["mend-instance"] = "mend-instance"
+    backend: BackendName
+    instance: Text
+    intent: Text
+    fields: tuple[Text, ...]
+    """What was changed."""
+
+
 class CreateInstance(_Action):
     """Create what a later action starts, while the old one serves: what the backend refuses, it refuses now (I4)."""
 
@@ -238,6 +277,7 @@ Action = Annotated[
     | VerifyEnvironment
     | RemoveEnvironment
     | StopInstance
+    | MendInstance
     | CreateInstance
     | StartInstance
     | StartFront
@@ -328,6 +368,8 @@ class Plan(Document):
     actions: tuple[Action, ...]
     held: tuple[Held, ...] = ()
     trace: tuple[Explanation, ...] = ()
+    drift: tuple[Drift, ...] = ()
+    """What was changed from outside since the snapshot was applied."""
     notices: tuple[Notice, ...] = ()
     cost: Cost = Cost.model_construct()
     made_at: Time

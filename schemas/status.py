@@ -8,7 +8,7 @@ from pydantic import Field
 
 from schemas.base import Address, Count, Digest, Document, Duration, Frozen, ModelKey, Size, Text, Time
 from schemas.facts import NodeFacts
-from schemas.plan import Held
+from schemas.plan import Drift, Held
 
 ConditionType = Literal["Ready", "Reconciling", "Stalled", "SourceVerified", "Drifted", "RolledBack", "Suspended"]
 CONDITION_TYPES: tuple[ConditionType, ...] = (
@@ -216,6 +216,8 @@ class NodeStatus(Document):
     receipts: ReceiptsStatus | None = None
     """The chain of receipts."""
     held: tuple[Held, ...]
+    drift: tuple[Drift, ...] = ()
+    """What was changed from outside since the snapshot was applied, and is not given back yet."""
     next: NextStatus | None = None
     """Absent where no daemon runs."""
     hardware: HardwareStatus

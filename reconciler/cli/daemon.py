@@ -19,6 +19,7 @@ from reconciler.triggers import Sights, triggers
 from reconciler.verbs import record
 from reconciler.watch import Wake, watch
 from runtime.host import SystemClock, SystemRandomness
+from schemas.control import Retry, Suspend
 from schemas.errors import ConfigError, DaemonUnreachable
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class _Daemon:
         self._audience = Audience(self._record, wake)
         self._changes = _Changes(as_json=as_json)
         self._pulse = Pulse()
+        self._lookout: Lookout | None = None
 
     def run(self) -> int:
         """Make passes until told to end."""
@@ -127,12 +129,13 @@ class _Daemon:
             config=self._path,
             instances=tuple(wiring.build_followers(config, state)),
         )
+        self._lookout = Lookout(Scout(config), wake=wake, interval=self._interval or config.interval)
         wired = opened(
             config,
             wake,
             as_json=self._as_json,
             tell=self._told,
-            lookout=Lookout(Scout(config), wake=wake, interval=self._interval or config.interval),
+            lookout=self._lookout,
             tempo=tempo,
             config_error=self._error,
         )
@@ -172,7 +175,13 @@ class _Daemon:
     def _record(self, question: Question) -> int:
         """Record what somebody wants; called by the threads that serve the control socket."""
         with closing(wiring.open_journal(state_of(self._config), readonly=False)) as journal:
-            return record(question, journal, SystemClock().now())
+            count = record(question, journal, SystemClock().now())
+        if self._lookout is not None and count:
+            if isinstance(question, Suspend):
+                self._lookout.ask("suspend")
+            elif isinstance(question, Retry):
+                self._lookout.ask("redirect")
+        return count
 
     def _told(self, reporter: Reporter, advance: Progress) -> tuple[Reporter, Progress]:
         audience = self._audience

@@ -14,9 +14,11 @@ from schemas.plan import (
     Cost,
     CreateInstance,
     DownloadModel,
+    Drift,
     Explanation,
     Held,
     InstallEnvironment,
+    MendInstance,
     Plan,
     PullImage,
     RemoveEnvironment,
@@ -52,6 +54,7 @@ _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     ArchiveModel: ("~", "archive"),
     SetModelState: ("~", "state"),
     StopInstance: ("-", "stop"),
+    MendInstance: ("~", "mend"),
     CreateInstance: ("~", "create"),
     StartInstance: ("+", "start"),
     ValidateModel: ("~", "validate"),
@@ -76,13 +79,13 @@ def action_line(action: Action, *, replaces: bool = False) -> str:
 
 
 def _about(action: Action) -> str:
-    if isinstance(action, StartFront):
-        return "the address of this node's clients"
-    if isinstance(action, RouteFront):
-        return f"requests to {action.target.model if action.target is not None else 'nothing'}"
+    if isinstance(action, StartFront | RouteFront):
+        return _about_front(action)
     if isinstance(action, StopInstance):
         drain = f", drained for at most {action.drain} s" if action.drain else ""
         return f"{action.instance}  ({action.backend}{drain})"
+    if isinstance(action, MendInstance):
+        return f"{action.instance}  {', '.join(action.fields)}  ({action.backend})"
     if isinstance(action, CreateInstance | StartInstance | ValidateModel):
         target = action.target
         return f"{target.model}  on {target.engine} {target.version} ({target.backend})"
@@ -90,6 +93,12 @@ def _about(action: Action) -> str:
         brings = f"  {action.engine} {action.version}" if isinstance(action, InstallEnvironment) else ""
         return f"environment {short(action.environment)}{brings}"
     return _about_bytes(action)
+
+
+def _about_front(action: StartFront | RouteFront) -> str:
+    if isinstance(action, StartFront):
+        return "the address of this node's clients"
+    return f"requests to {action.target.model if action.target is not None else 'nothing'}"
 
 
 def _about_bytes(
@@ -121,7 +130,7 @@ def _stored(action: RestoreModel | ArchiveModel | VerifyModel | RemoveModel | Re
 
 def plan_text(plan: Plan) -> str:
     """A plan as people expect it: actions with signs and reasons, a count, what it costs, what is held back."""
-    lines = [_plan_header(plan), ""]
+    lines = [_plan_header(plan), "", *drift_lines(plan.drift)]
     swap = {"StartInstance", "StopInstance"} <= {type(action).__name__ for action in plan.actions}
     lines += [
         action_line(action, replaces=swap and isinstance(action, StartInstance | StopInstance))
@@ -139,6 +148,18 @@ def plan_text(plan: Plan) -> str:
     if plan.draft:
         lines += ["", paint("A draft: the snapshot was not verified. It can be read, never applied.", "yellow")]
     return "\n".join(lines)
+
+
+def drift_lines(drift: Sequence[Drift]) -> list[str]:
+    """What somebody else has changed, field by field; with an empty line after it."""
+    if not drift:
+        return []
+    rows = []
+    for item in drift:
+        where = f" of {item.where}" if item.where else ""
+        repaired = "" if item.repaired else paint("  (not repaired now)", "dim")
+        rows.append(f"    {item.subject}: {item.field}{where}: {item.expected} -> {item.found}{repaired}")
+    return [paint("Changed outside:", "yellow"), *rows, ""]
 
 
 def _held_lines(held: Sequence[Held], now: datetime | None = None) -> list[str]:
@@ -217,7 +238,7 @@ def status_text(status: NodeStatus, now: datetime) -> str:
         lines.append(f"Socket    {status.serving.socket}")
         if status.serving.not_enforced:
             lines.append(f"Isolation not enforced here: {', '.join(status.serving.not_enforced)}")
-    lines += ["", *_condition_lines(status, now), "", *_model_lines(status, now)]
+    lines += ["", *_condition_lines(status, now), "", *drift_lines(status.drift), *_model_lines(status, now)]
     lines += _held_lines(status.held, now)
     if status.store is not None:
         lines += ["", *_store_lines(status.store)]

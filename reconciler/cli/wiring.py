@@ -114,6 +114,7 @@ def build_node(
     from reconciler.kinds.base import Adapters
     from reconciler.loop import Node
     from reconciler.state_dir import StateDir
+    from runtime.backends.containment import blindness
     from runtime.engines.registry import engines
     from runtime.environments import DiskEnvironments
     from runtime.hardware import HostHardware
@@ -123,10 +124,11 @@ def build_node(
     node_id = node_address(state)
     documents = JournalDocuments(journal, overlay)
     journal.chain.issuer = Issuer(config.network, node_id, agent_version())
+    backends = build_backends(config, state, node_id, ports)
     adapters = Adapters(
         ports=ports,
         store=build_store(config, ports),
-        backends=build_backends(config, state, node_id, ports),
+        backends=backends,
         engines=engines(),
         environments=DiskEnvironments(state.runtimes, ports=ports),
         documents=documents,
@@ -134,7 +136,9 @@ def build_node(
         progress=progress,
         run_folder=state.run,
         log_folder=state.logs,
-        front=build_front(config, state, ports),
+        front=build_front(
+            config, state, ports, lambda: blindness(backends[name] for name in ("docker", "podman") if name in backends)
+        ),
         health=HealthWatch(ports.clock),
     )
     return Node(
@@ -240,8 +244,16 @@ def build_followers(config: NodeConfig, state: StateDir) -> list[Follower]:
     return followers
 
 
-def build_front(config: NodeConfig, state: StateDir, ports: Ports) -> FrontKeeper | None:
+def build_front(
+    config: NodeConfig, state: StateDir, ports: Ports, blind: Callable[[], str] = lambda: ""
+) -> FrontKeeper | None:
     """The front, unless the owner wants none.
+
+    Args:
+        config: the node's configuration.
+        state: its state directory.
+        ports: the outside.
+        blind: as `FrontKeeper`.
 
     Raises:
         ConfigError: a user or group that does not exist here.
@@ -265,7 +277,7 @@ def build_front(config: NodeConfig, state: StateDir, ports: Ports) -> FrontKeepe
         connections=config.front.connections,
         max_body=config.front.max_body,
     )
-    return FrontKeeper(state.run, settings, uid=os.geteuid(), ports=ports)
+    return FrontKeeper(state.run, settings, uid=os.geteuid(), ports=ports, blind=blind)
 
 
 def _connect(backend: Backend, name: str, socket: Path) -> EngineConnection:

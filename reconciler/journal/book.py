@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.downtime import KEPT
 from reconciler.journal.database import maybe_time, read_time, write_time
-from reconciler.journal.recollection import DOWNTIME, KEPT_EVENTS, UNLISTED, Recollection
+from reconciler.journal.recollection import DOWNTIME, HEAL, KEPT_EVENTS, UNLISTED, Recollection
 from reconciler.journal.records import Accepted, Event, PassRecord
 from schemas.errors import MissingDocument
 
@@ -245,11 +245,15 @@ class Journal(Recollection):
         with self._transaction():
             if subjects is None:
                 count = self._db.execute("DELETE FROM rejections").rowcount
-                self._db.execute("DELETE FROM holds")
+                count += self._db.execute("DELETE FROM holds").rowcount
+                count += self._forget_facts(HEAL)
             else:
                 marks = ",".join("?" * len(subjects))
                 statement = f"DELETE FROM rejections WHERE subject IN ({marks})"  # noqa: S608 - only question marks
                 count = self._db.execute(statement, tuple(subjects)).rowcount
+                statement = f"DELETE FROM holds WHERE subject IN ({marks})"  # noqa: S608 - only question marks
+                count += self._db.execute(statement, tuple(subjects)).rowcount
+                count += sum(self._forget_facts(f"{HEAL}{subject}/") for subject in subjects)
             if count:
                 self._note(note, now)
         return count

@@ -73,6 +73,10 @@ class Database:
             with self._transaction():
                 self._set_fact(name, value)
 
+    def _forget_facts(self, prefix: str) -> int:
+        """Drop facts by how their names begin; returns how many there were."""
+        return self._db.execute("DELETE FROM facts WHERE substr(name, 1, ?) = ?", (len(prefix), prefix)).rowcount
+
     def _set_fact(self, name: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))
 

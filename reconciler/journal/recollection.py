@@ -10,6 +10,7 @@ from reconciler.memory import (
     AskCheck,
     AskRetest,
     CommitGood,
+    CountHeal,
     DropCheck,
     DropHold,
     ForgetModel,
@@ -47,6 +48,10 @@ RETEST: Final = "retest/"
 """Facts of this name say which manifests' answers are in doubt, and why."""
 UNLISTED: Final = "unlisted/"
 """Facts of this name count the running time of what lies in the store without a record, and is not listed."""
+HEAL: Final = "heal/"
+"""Facts: by what was changed from outside, when it was given back: times, the newest last."""
+KEPT_HEALS: Final = 1000
+"""The most that a budget can count (`schemas.node.HealPolicy`)."""
 DOWNTIME: Final = "downtime/"
 """Facts: by kind of change, how long the last ones interrupted the service: milliseconds, the newest last."""
 
@@ -100,6 +105,9 @@ class Recollection(Database):
             self._db.execute("DELETE FROM holds WHERE subject = ?", (change.subject,))
         elif isinstance(change, Note):
             self._note(change, now)
+        elif isinstance(change, CountHeal):
+            known = self.fact(HEAL + change.key).split()
+            self._set_fact(HEAL + change.key, " ".join([*known, write_time(now)][-KEPT_HEALS:]))
         else:
             self._apply_proof(change, now)
 
@@ -216,6 +224,7 @@ class Recollection(Database):
             suspended=self.fact("suspended"),
             checks=self._facts(CHECK),
             retests=self._facts(RETEST),
+            heals={key: tuple(map(read_time, known.split())) for key, known in self._facts(HEAL).items()},
             leftovers={manifest: float(spent) for manifest, spent in self._facts(UNLISTED).items()},
         )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from reconciler import drift
 from reconciler.kinds.base import Kind, waits
+from reconciler.kinds.runtime import serving_instance
 from reconciler.memory import Change, DropCheck, DropHold, Note, PutModel, VoidReceipts, model_state
 from schemas.observation import Absent, ArchivedModel, PartialModel, Present, StoredModel, Unknown
 from schemas.plan import Action, DownloadModel, RestoreModel, SetModelState, VerifyModel
@@ -77,7 +79,8 @@ def _doubt(situation: Situation, seen: StoredModel) -> str:
     asked = situation.observed.memory.checks.get(seen.manifest, "")
     if seen.intact:
         return asked
-    return seen.doubt or asked or "files changed since they were verified"
+    changed = drift.cause(seen.changed) if seen.changed else "files changed since they were verified"
+    return seen.doubt or asked or changed
 
 
 def _download(
@@ -134,12 +137,26 @@ def _add_staging(situation: Situation, draft: Draft, action: Action, key: str, d
         draft.hold(key, hold.reason, f"{hold.message} ({_attempts(hold.failures)})", hold.until)
         _block_if_target(situation, draft, digest)
         return
+    if isinstance(action, VerifyModel) and not asked and _is_given_up(situation, draft, action):
+        return
     if not isinstance(action, VerifyModel) and waits(situation, draft, "stage", key, "staging waits for its window"):
         _block_if_target(situation, draft, digest)
         return
     draft.actions.append(action)
     if _is_target(situation, digest):
         draft.staging.append(action.id)
+
+
+def _is_given_up(situation: Situation, draft: Draft, action: VerifyModel) -> bool:
+    """Whether somebody keeps changing a model's files, and nothing waits for another hashing: what serves goes on."""
+    seen = situation.observed.state.models.get(action.manifest.digest)
+    changed = seen.value.changed if isinstance(seen, Present) and isinstance(seen.value, StoredModel) else ()
+    held = drift.spent(situation, action.model, changed)
+    if held is None or serving_instance(situation) is None:
+        return False
+    draft.held.append(held)
+    _block_if_target(situation, draft, action.manifest.digest)
+    return True
 
 
 def _is_target(situation: Situation, digest: str) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from reconciler import restarts
+from reconciler import drift, restarts
 from reconciler.kinds.base import Kind, waits
-from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW, Note
+from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW, DropHold, Note
 from reconciler.overlap import why_not_fitting, why_not_permitted
 from reconciler.target import good_for, has_way_back, withdrawn
 from runtime import logs
@@ -15,7 +15,7 @@ from runtime.interfaces import SOCKET_NAME, InstanceSpec
 from runtime.starting import start_instance
 from schemas.errors import BackendUnavailable, StartFailed
 from schemas.observation import Hold, Present, Unknown
-from schemas.plan import CRASH_LOOPING, Action, CreateInstance, StartInstance, StopInstance
+from schemas.plan import CRASH_LOOPING, Action, CreateInstance, MendInstance, StartInstance, StopInstance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +80,7 @@ def serving_instance(situation: Situation) -> Instance | None:
         and item.status == "running"
         and item.health != "unhealthy"
         and not _is_tainted(situation, item, target)
+        and not _is_altered(situation, item)
     ]
     # The one that has proven itself wins over one that has not.
     return min(fitting, key=lambda item: (item.intent not in receipts, item.name), default=None)
@@ -91,6 +92,35 @@ def _is_tainted(situation: Situation, item: Instance, target: ServingTarget) -> 
     if record is None or item.started_at is None or record.doubted_at is None:
         return False
     return item.started_at < record.doubted_at
+
+
+def _is_altered(situation: Situation, item: Instance) -> bool:
+    """Whether somebody else has changed what can only be given back by replacing it, and it is worth doing again."""
+    altered = [one for one in item.changed if not one.mendable]
+    return bool(altered) and drift.spent(situation, "runtime", altered) is None
+
+
+def _mend(situation: Situation, draft: Draft, keep: Instance) -> None:
+    """Give back what somebody else has changed of what serves, as long as that lasts."""
+    if not keep.changed:
+        return
+    held = drift.spent(situation, "runtime", keep.changed)
+    if held is not None:
+        draft.held.append(held)
+        return
+    action = MendInstance(
+        id=f"mend/{keep.name}",
+        cause=drift.cause(keep.changed),
+        backend=keep.backend,  # type: ignore[arg-type] # checked by the model at run time
+        instance=keep.name,
+        intent=keep.intent,
+        fields=tuple(one.field for one in keep.changed),
+    )
+    hold = situation.observed.memory.holds.get(action.id)
+    if hold is not None and hold.until > situation.now:
+        draft.hold("runtime", hold.reason, hold.message, hold.until)
+    else:
+        draft.actions.append(action)
 
 
 def _stop_withdrawn(situation: Situation, draft: Draft, ours: Sequence[Instance]) -> None:
@@ -128,6 +158,7 @@ def _settle(
     if keep is not None:
         draft.actions.extend(clean_up)
         _settle_surplus(situation, draft, keep, alive, target)
+        _mend(situation, draft, keep)
         draft.explain("runtime", f"{keep.name} runs as wanted")
         return
     alive, others = _one_of(situation, alive)
@@ -314,6 +345,9 @@ def _why_replaced(situation: Situation, item: Instance, target: ServingTarget) -
         return f"goes back to {target.model}" + (f": {held.reason}" if held else "")
     if situation.choice.role == "trial":
         return f"makes room for the first validation of {target.model}, and comes back"
+    altered = [one for one in item.changed if not one.mendable]
+    if item.spec_digest == target.spec_digest and altered:
+        return drift.cause(altered)
     if item.spec_digest == target.spec_digest:
         return "its model failed a check after it was started"
     return f"{target.model} should serve instead"
@@ -342,6 +376,10 @@ def perform(action: Action, context: Context) -> Changes:
         return _perform_create(action, context)
     if isinstance(action, StartInstance):
         return _perform_start(action, context)
+    if isinstance(action, MendInstance):
+        context.adapters.backends[action.backend].mend(action.instance)
+        message = f"{action.instance} was given back its {', '.join(action.fields)}: {action.cause}"
+        return (DropHold(action.id), Note("Normal", "InstanceMended", message[:4096], subject=action.instance))
     raise TypeError(f"not an action on instances: {action.kind}")
 
 
@@ -459,4 +497,4 @@ def _sweep(adapters: Adapters, network: str) -> None:
             adapters.ports.files.remove(folder)
 
 
-KIND = Kind("runtime", (StopInstance, CreateInstance, StartInstance), diff, perform)
+KIND = Kind("runtime", (StopInstance, MendInstance, CreateInstance, StartInstance), diff, perform)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+from schemas.errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
 _READ_LIMIT: Final = 2**20
@@ -73,6 +75,37 @@ class Containment:
     def _around(self, folder: Path) -> Bind | None:
         around = [bind for bind in self.binds if folder.is_relative_to(bind.target)]
         return max(around, key=lambda bind: len(bind.target.parts), default=None)
+
+
+@runtime_checkable
+class Contained(Protocol):
+    """An engine that may be the agent's own."""
+
+    def containment(self) -> Containment | None:
+        """The agent's own container.
+
+        Raises:
+            BackendUnavailable: the engine does not answer.
+        """
+        ...
+
+
+def blindness(engines: Iterable[object]) -> str:
+    """Why an agent cannot tell who listens on a socket, with the remedy; empty where it can, or nobody knows.
+
+    Args:
+        engines: the node's container engines; what is none is passed over.
+    """
+    for engine in engines:
+        if not isinstance(engine, Contained):
+            continue
+        try:
+            around = engine.containment()
+        except BackendUnavailable:
+            continue
+        if around is not None and (trouble := around.trouble(None)) is not None:
+            return "; ".join(trouble)
+    return ""
 
 
 def own_container(mountinfo: str) -> str:

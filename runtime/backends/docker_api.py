@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +19,9 @@ import requests.exceptions
 
 from runtime.backends import socket_folder
 from runtime.backends.container_answers import LABEL, Marks, label_filters
+from runtime.backends.container_drift import differences, limits, settings
 from runtime.backends.container_limits import MODEL_PATH, RUN_AS, SOCKET_FOLDER, host_config
+from runtime.backends.container_made import Made, Record
 from runtime.backends.containment import containment, read_own_container
 from runtime.backends.stamped_lines import Place
 from runtime.interfaces import EngineView
@@ -94,6 +97,7 @@ class ContainerEngine:
         self._run_folder = run_folder
         self._around: tuple[Containment | None] | None = None
         self._local = threading.local()
+        self._made = Made(run_folder, ports.files)
         self._ids: dict[str, str] = {}
         """By name: the id of a container with this node's marks, as it was last seen. Ids are never used again."""
 
@@ -110,7 +114,7 @@ class ContainerEngine:
             raise BackendUnavailable(trouble[0], hint=trouble[1])
         with self._translated():
             found = self._api.containers(all=True, filters={"label": self._filters})
-            instances = [self._listed(item) for item in found]
+            instances = [self._compared(self._listed(item)) for item in found]
         return tuple(sorted((item for item in instances if item is not None), key=lambda item: item.name))
 
     def inspect(self, name: str) -> Instance | None:
@@ -118,6 +122,21 @@ class ContainerEngine:
         with self._translated():
             detail = self._detail(name)
         return self._marks.instance(detail) if detail is not None else None
+
+    def mend(self, name: str) -> None:
+        """Have the engine set the limits again, which it does while the container runs."""
+        made = self._made.read(name)
+        with self._translated():
+            detail = self._detail(name)
+            if detail is None or made is None:
+                return
+            changed = {one.field for one in differences(made.settings, settings(detail))}
+            if "name" in changed:
+                self._api.rename(made.id, name)
+            if changed - {"name"}:
+                # The SDK's own update knows neither pids nor exact processors.
+                url = self._api._url("/containers/{0}/update", made.id)  # noqa: SLF001 - see above
+                self._api._raise_for_status(self._api._post_json(url, data=limits(made.settings)))  # noqa: SLF001
 
     def is_peer(self, name: str, pid: int) -> bool:
         """Whether a process lives in the container's control group."""
@@ -291,11 +310,16 @@ class ContainerEngine:
                 host_config=self._api.create_host_config(**host_config(spec, image)),
             )
             self._api.create_container_from_config(config, name=spec.name)
+            self._remember(spec.name)
 
     def start(self, name: str) -> None:
         """Start a created container."""
         with self._translated():
-            self._api.start(name)
+            before = self._detail(name)
+            self._api.start(self._at(name))
+            if before is not None and not before["State"].get("Running"):
+                # What an engine fills in when it starts a container is none of somebody else's changes.
+                self._remember(name)
 
     def stop(self, name: str, *, grace: float) -> None:
         """SIGTERM, then SIGKILL after `grace` seconds."""
@@ -304,8 +328,8 @@ class ContainerEngine:
         with self._translated(timeout=grace + API_SECONDS) as api:
             with suppress(docker.errors.APIError):
                 # A frozen process hears no signal, and Podman refuses to stop one. Refused where it is not paused.
-                api.unpause(name)
-            api.stop(name, timeout=max(int(grace), 1))
+                api.unpause(self._at(name))
+            api.stop(self._at(name), timeout=max(int(grace), 1))
 
     def remove(self, name: str) -> None:
         """Keep the container's output in its log folder, then remove it with its anonymous volumes."""
@@ -315,8 +339,9 @@ class ContainerEngine:
                 return
             self._keep_output(name, detail)
             with suppress(docker.errors.NotFound):
-                self._api.remove_container(name, v=True, force=True)
+                self._api.remove_container(detail["Id"], v=True, force=True)
             self._ids.pop(name, None)
+            self._made.forget(name)
             socket_folder.release(Path(detail["Config"]["Labels"][f"{LABEL}socket-folder"]), self._ports.processes)
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -355,13 +380,17 @@ class ContainerEngine:
 
     def _detail(self, name: str) -> dict[str, Any] | None:
         try:
-            detail: dict[str, Any] = self._api.inspect_container(name)
+            detail: dict[str, Any] = self._api.inspect_container(self._at(name))
         except docker.errors.NotFound:
             return None
+        made = self._made.read(name)
+        if made is not None and made.id == detail["Id"]:
+            # Whatever it is called by now: it is the one that was made here.
+            return detail
         return detail if self._marks.bear(detail["Name"], detail["Config"].get("Labels") or {}) else None
 
     def _listed(self, item: dict[str, Any]) -> Instance | None:
-        name = self._marks.name(item)
+        name = self._marks.name(item) or self._made.named(str(item.get("Id")))
         if name is None:
             return None
         instance = self._marks.listed(name, item)
@@ -369,6 +398,25 @@ class ContainerEngine:
             detail = self._detail(name)
             return self._marks.instance(detail) if detail is not None else None
         return instance
+
+    def _at(self, name: str) -> str:
+        """By what the engine is asked for a container: its id, which stays the same when somebody renames it."""
+        made = self._made.read(name)
+        return made.id if made is not None else name
+
+    def _remember(self, name: str) -> None:
+        """Keep what the engine says of a container now: whatever is different later, somebody else has changed."""
+        detail = self._detail(name)
+        if detail is not None:
+            self._made.write(name, Record(str(detail["Id"]), settings(detail)))
+
+    def _compared(self, instance: Instance | None) -> Instance | None:
+        """One that runs, with what somebody else has changed of it."""
+        made = self._made.read(instance.name) if instance is not None and instance.status == "running" else None
+        if instance is None or made is None:
+            return instance
+        detail = self._detail(instance.name)
+        return replace(instance, changed=differences(made.settings, settings(detail))) if detail is not None else None
 
     def _release_forgotten(self, run_folder: Path) -> None:
         """Release the socket folders of containers that somebody else removed."""

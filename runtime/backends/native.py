@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from runtime import logs
+from runtime.backends import native_drift as drift
 from runtime.backends import native_processes as processes
 from runtime.backends.native_confinement import unmount
 from runtime.backends.native_group import Group
@@ -173,6 +174,16 @@ class NativeBackend:
         if answer != "ok":
             raise StartFailed(f"{name} cannot be started: {answer or 'its supervisor ended'}")
 
+    def mend(self, name: str) -> None:
+        """Write the limits into its control groups again."""
+        try:
+            spec = self._spec(name)
+            refused = drift.mend(spec) if spec is not None and self._is_supervised(name) else ()
+        except (OSError, ValueError, KeyError) as error:
+            raise StartFailed(f"the limits of {name} cannot be set: {error}") from error
+        if refused:
+            raise StartFailed(f"the limits of {name} cannot be set: {', '.join(refused)} refused")
+
     def stop(self, name: str, *, grace: float) -> None:
         """SIGTERM to the engine's process group, SIGKILL after `grace` seconds, then to whatever is left."""
         if self._is_foreign(name):
@@ -235,7 +246,8 @@ class NativeBackend:
         started = datetime.fromtimestamp(state["startedAt"], UTC) if state is not None else None
         base = Instance(name, spec["intent"], self.name, spec["specDigest"], "created", started_at=started)
         if shim:
-            return replace(base, status="running")
+            changed = drift.differences(spec, state["engine"]) if state is not None else ()
+            return replace(base, status="running", changed=changed)
         if left:
             return replace(
                 base, status="running", health="unhealthy", detail="its supervisor is gone, processes of it remain"

@@ -50,6 +50,26 @@ class Group:
                 refused.append(controller)
         return tuple(refused)
 
+    def limits(self, *, memory: int, pids: int, cpus: int, without: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """By controller, the limit that was set and the one in force; a limit that cannot be read is left out.
+
+        Args:
+            memory: as `make`.
+            pids: as `make`.
+            cpus: as `make`.
+            without: controllers that refused.
+        """
+        found = {}
+        for controller, wanted in self._limits(memory, pids, cpus).items():
+            name, value, _ = wanted[0]
+            try:
+                text = (self.folder(controller) / name).read_text(encoding="ascii").strip()
+            except OSError:
+                continue
+            if controller not in without:
+                found[controller] = (str(value), text)
+        return found
+
     def join(self, without: Sequence[str]) -> None:
         """Move this process into the group.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runtime.interfaces import InstanceSpec, Progress
-    from schemas.observation import Observation
+    from schemas.observation import Difference, Observation
     from schemas.ports import Clock, Stop
     from schemas.snapshot import Mode, Unenforced
     from schemas.target import BackendName
@@ -48,6 +48,11 @@ class SimulatedEngineRoom:
         self.instances[name] = replace(
             self.instances[name], status="exited", exit_code=exit_code, detail=detail, health="unknown"
         )
+
+    def change(self, name: str, change: Difference) -> None:
+        """Change a field of an instance, as somebody else would."""
+        kept = [one for one in self.instances[name].changed if one.field != change.field]
+        self.instances[name] = replace(self.instances[name], changed=(*kept, change))
 
     def running(self) -> list[Instance]:
         """What runs now."""
@@ -125,6 +130,13 @@ class SimulatedBackend:
         if self._room.specs[name].target.model in self._room.bad_starts:
             self._room.outputs[name] = "cannot load model"
             self._room.kill(name, exit_code=1, detail="exit code 1")
+
+    def mend(self, name: str) -> None:
+        """Give it back what can be given back."""
+        self._answer()
+        item = self._room.instances.get(name)
+        if item is not None and self._is_ours(name):
+            self._room.instances[name] = replace(item, changed=tuple(one for one in item.changed if not one.mendable))
 
     def inspect(self, name: str) -> Instance | None:
         """One instance."""

@@ -7,8 +7,9 @@ neighbours in this folder cannot shadow a module of the same name.
 The server speaks llama.cpp's HTTP API on the socket: `/health`, `/metrics`, `/slots`, `/tokenize`, `/completion`,
 `/apply-template` and OpenAI's `/v1/...`. There is no TCP listener, no web UI and no download.
 
-Life: the socket appears when the model is loaded. SIGTERM and SIGINT end the process at once with exit code 0, cutting
-requests in flight: draining is the business of whoever sends the signal (`/metrics` has
+Life: the socket appears when the model is loaded. SIGTERM and SIGINT end the process at once, also while it loads and
+also as the first process of its pid namespace: with exit code 0 once it serves, cutting requests in flight, and before
+that with the signal's number. Draining is the business of whoever sends the signal (`/metrics` has
 `llamacpp:requests_processing`). A load that fails ends with exit code 1 and one line on stderr that begins with
 `llamacpp_server:`, to be looked for among llama.cpp's own, which a thread of its own writes; a wrong flag ends with
 exit code 2.
@@ -19,6 +20,7 @@ Source for the fields of `CommonParams`: llama.cpp, `common/common.h`, as bound 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import re
 import signal
@@ -169,8 +171,6 @@ def serve(options: argparse.Namespace) -> NoReturn:
         # Not `sys.exit`: the server's destructor waits up to 30 s for requests in flight.
         os._exit(0)
 
-    # Loading holds the interpreter, so a handler could not run before it ends: until then the default action, death at
-    # once, is the prompt one. (A PID 1 has no default action, one more reason for an init process in the container.)
     try:
         server = Server(params)
     except RuntimeError as error:
@@ -182,9 +182,23 @@ def serve(options: argparse.Namespace) -> NoReturn:
         signal.pause()
 
 
+def end_at_once() -> None:
+    """Let SIGTERM and SIGINT end the process without the interpreter, which is held for as long as a model loads.
+
+    A handler of Python's would wait for the load to end, which takes minutes, and the first process of a pid namespace
+    has no default action. `_exit` of the C library takes an exit code where a handler is given the signal's number.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    library.signal.restype = ctypes.c_void_p
+    for number in (signal.SIGTERM, signal.SIGINT):
+        library.signal(number, ctypes.cast(library._exit, ctypes.c_void_p))  # noqa: SLF001 - POSIX calls it so
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; see the module's docstring for its exit codes."""
     options = parse(arguments)
+    end_at_once()
     try:
         serve(options)
     except LoadError as error:

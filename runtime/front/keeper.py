@@ -28,7 +28,7 @@ from schemas.observation import FrontSeen
 from schemas.target import FrontLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from schemas.ports import Ports
 
@@ -79,7 +79,15 @@ class _Front:
 class FrontKeeper:
     """The front of one node. Keeps nothing in memory that another agent would need."""
 
-    def __init__(self, run_folder: Path, settings: FrontSettings, *, uid: int, ports: Ports) -> None:
+    def __init__(
+        self,
+        run_folder: Path,
+        settings: FrontSettings,
+        *,
+        uid: int,
+        ports: Ports,
+        blind: Callable[[], str] = lambda: "",
+    ) -> None:
         """Attach to a folder; nothing is touched yet.
 
         Args:
@@ -87,7 +95,9 @@ class FrontKeeper:
             settings: the owner's.
             uid: the agent's own user.
             ports: the outside.
+            blind: why a front could not tell who listens on a runtime's socket from here; empty where it can.
         """
+        self._blind = blind
         self.address = run_folder / "front.sock"
         self._route = run_folder / "route.json"
         self._folder = run_folder / "front"
@@ -104,7 +114,14 @@ class FrontKeeper:
     # --- looking --------------------------------------------------------------------------------------------------
 
     def look(self) -> FrontSeen:
-        """What is there, read off locks and files."""
+        """What is there, read off locks and files.
+
+        Raises:
+            BackendUnavailable: it cannot be told, or a front would be of no use here.
+        """
+        if blind := self._blind():
+            # One that was started all the same would refuse every request, in the place of one that may still serve.
+            raise BackendUnavailable(f"no front can lead anywhere from here: {blind}")
         try:
             current = any(front.takes_clients and front.digest == self._program() for front in self._alive())
             route = self._read_route()

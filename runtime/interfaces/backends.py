@@ -108,6 +108,15 @@ class Backend(Protocol):
         """
         ...
 
+    def mend(self, name: str) -> None:
+        """Give a running instance back the limits that it was created with. Fine if it has them, or is gone.
+
+        Raises:
+            BackendUnavailable: cannot be reached.
+            StartFailed: refused by the backend.
+        """
+        ...
+
     def inspect(self, name: str) -> Instance | None:
         """One instance, None when there is none of that name with this node's marks.
 

@@ -63,13 +63,15 @@ def _stored(rooms: Rooms, digest: str, folder: Path) -> StoredModel:
     own = sum(seen.st_size for seen in files.values() if seen.st_nlink <= _OWN_NAMES)
     if stamp is None:  # damaged: the folder is there, and nothing speaks for it
         return StoredModel(digest, intact=False, size=sum(seen.st_size for seen in files.values()), own=own)
+    intact = rooms.stamps.intact(stamp)
     return StoredModel(
         digest,
-        intact=rooms.stamps.intact(stamp),
+        intact=intact,
         size=stamp.size,
         doubt=stamp.void,
         guarded=stamp.guarded,
         own=own,
+        changed=() if intact else rooms.stamps.changes(stamp),
     )
 
 

@@ -183,6 +183,22 @@ def freeze(base: Path) -> None:
         folder.chmod(_FOLDER_READ_ONLY)
 
 
+def give_modes_back(base: Path) -> None:
+    """Take the write permission from every file below a folder to which somebody else has given another mode.
+
+    Raises:
+        OSError: refused.
+    """
+    for path, seen in tree(base).items():
+        if stat.S_ISREG(seen.st_mode) and stat.S_IMODE(seen.st_mode) != READ_ONLY:
+            descriptor = os.open(base / path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                # Through the descriptor: whoever puts a link in its place meanwhile changes nothing.
+                os.chmod(f"/proc/self/fd/{descriptor}", READ_ONLY)  # noqa: PTH101 - a descriptor
+            finally:
+                os.close(descriptor)
+
+
 def thaw(base: Path) -> None:
     """Undo `freeze`, so that the folder can be moved or removed."""
     for folder in subfolders(base):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from runtime.interfaces import Scrubbed
 from schemas.errors import DownloadFailed, ModelCorrupt, NoSpace
-from schemas.observation import ArchivedModel, PartialModel, StoredModel
+from schemas.observation import ArchivedModel, Difference, PartialModel, StoredModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,7 +57,8 @@ class SimulatedShelf:
     def touch(self, digest: str) -> None:
         """Change a stored model's files from outside, as its stat would show."""
         before = self.stored[digest]
-        self.stored[digest] = StoredModel(digest, intact=False, size=before.size)
+        changed = (Difference("mode", "0444", "0644", "model.gguf"),)
+        self.stored[digest] = StoredModel(digest, intact=False, size=before.size, changed=changed)
 
     def taint(self, digest: str) -> None:
         """Change a stored model's bytes from outside."""

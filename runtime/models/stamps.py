@@ -9,16 +9,19 @@ between leaves stamps behind that no longer speak, and costs one hashing, never 
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import StringConstraints
 
-from runtime.models.layout import tree
+from runtime.models.layout import READ_ONLY, tree
 from runtime.models.records import Fingerprint, load, read_small, save
 from schemas.base import Digest, Frozen, Name, RelativePath, Text, Time, Version
 from schemas.digests import short
 from schemas.manifest import HASH_SIZE, PIECE_SIZE
+from schemas.observation import Difference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,6 +163,16 @@ class Stamps:
             return False
         return all(file.path in found and file.seen.matches(found[file.path]) for file in stamp.files)
 
+    def changes(self, stamp: Stamp) -> tuple[Difference, ...]:
+        """What is different about the files of a model that is not intact, by file."""
+        try:
+            found = tree(self.folder(stamp))
+        except OSError:
+            return (Difference("files", "readable", "not readable"),)
+        known = {file.path for file in stamp.files}
+        listed = [one for file in stamp.files for one in _changes(file, found.get(file.path))]
+        return (*listed, *(Difference("files", "not there", "new", path) for path in sorted(found.keys() - known)))
+
     def void(self, stamp: Stamp, cause: str) -> None:
         """Take back a stamp: its model has to be hashed before it is used.
 
@@ -218,6 +231,29 @@ class Stamps:
             files = tuple(_followed(folder, file) if file.path in kept else file for file in stamp.files)
             if files != stamp.files:
                 self.save(stamp.model_copy(update={"files": files}))
+
+
+def _changes(file: StampFile, seen: os.stat_result | None) -> list[Difference]:
+    if seen is None:
+        return [Difference("files", "there", "gone", file.path)]
+    if file.seen.matches(seen):
+        return []
+    found = []
+    if seen.st_size != file.seen.size:
+        found.append(Difference("size", f"{file.seen.size} bytes", f"{seen.st_size} bytes", file.path))
+    if seen.st_ino != file.seen.inode:
+        found.append(Difference("inode", str(file.seen.inode), str(seen.st_ino), file.path))
+    mode = stat.S_IMODE(seen.st_mode)
+    if mode != READ_ONLY:
+        found.append(Difference("mode", f"{READ_ONLY:04o}", f"{mode:04o}", file.path))
+    if seen.st_mtime_ns != file.seen.mtime_ns:
+        found.append(Difference("mtime", _moment(file.seen.mtime_ns), _moment(seen.st_mtime_ns), file.path))
+    # Whatever it was, the kernel counts it as a change of the file.
+    return found or [Difference("ctime", _moment(file.seen.ctime_ns), _moment(seen.st_ctime_ns), file.path)]
+
+
+def _moment(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from runtime.models.archive import Archive, SourceChanged
 from runtime.models.capacity import disk_errors, free_bytes
 from runtime.models.filesystem import verity_refusal
 from runtime.models.install import Fetching, Install, Rooms, fingerprints, known_pieces, one_of_each
+from runtime.models.layout import give_modes_back
 from runtime.models.pieces import load_journal, split
 from runtime.models.reach import Reach
 from runtime.models.shelf import blob_name_of
@@ -228,6 +229,7 @@ class DiskModelStore:
         folder = self._shelf.place(model)
         with self._lock:
             stamp = self._stamps.load(model.digest)
+        give_modes_back(folder)
         before = fingerprints(folder)
         tell = Teller(model, files, progress)
         work = ((file.path, piece) for file in files for piece in file.pieces)

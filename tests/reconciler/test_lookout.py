@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from reconciler.lookout import Lookout, PassStop, wants_else
+from reconciler.memory import Note
 from reconciler.target import choose
 from reconciler.watch import Wake
 from runtime.front.simulated import SimulatedFront
@@ -63,9 +64,9 @@ class Told(Lookout):
         super().__init__(lambda _digest: False, wake=Wake(), interval=3600)
         self._recorder = recorder
 
-    def beside(self, digest: str, agent: Any) -> Any:
+    def beside(self, digest: str, agent: Any, *, suspended: bool = False) -> Any:
         """The same, with the recorder's hand on it."""
-        return _Held(super().beside(digest, agent), self._recorder)
+        return _Held(super().beside(digest, agent, suspended=suspended), self._recorder)
 
 
 class _Held:
@@ -129,6 +130,124 @@ def test_cancelled_starts_do_not_use_up_the_budget(tmp_path: Path) -> None:
     recorder.at = "never"
     assert simulated.run(serve("b:v1", 20)).exit_code == 0
     assert simulated.serving() == ["b:v1"]
+
+
+class Person:
+    """Somebody at the node: what is asked for is in the journal first, as the control socket has it."""
+
+    def __init__(self, tmp_path: Path, at: str, says: Callable[[SimulatedNode], None], hand: Any) -> None:
+        self.recorder = Interrupting(at)
+        self.node = SimulatedNode(tmp_path, recorder=self.recorder)
+        self.node.run(serve("a:v1", 1))
+        self.lookout = Lookout(lambda _digest: False, wake=Wake(), interval=3600)
+        self.node.reconciler._lookout = self.lookout
+
+        def ask() -> None:
+            self.recorder.at = "never"
+            says(self.node)
+            self.lookout.ask(hand)
+
+        self.recorder.hit = ask
+
+    def outcomes(self, result: Any) -> dict[str, str]:
+        """How each action ended."""
+        return {item.action.id: item.status for item in result.outcomes}
+
+
+def suspend(simulated: SimulatedNode) -> None:
+    """`reconcile suspend`."""
+    simulated.journal.set_fact("suspended", "lunch")
+
+
+def test_a_suspension_ends_what_is_under_way(tmp_path: Path) -> None:
+    """What serves goes on; the same pass says that it is suspended; nothing is held against what was given up."""
+    person = Person(tmp_path, "> download/b:v1", suspend, "suspend")
+    result = person.node.run(serve("b:v1", 2))
+    assert person.outcomes(result)["start/b:v1"] in ("cancelled", "skipped")
+    assert person.node.serving() == ["a:v1"]
+    assert result.exit_code == 5
+    suspended = result.status.condition("Suspended")
+    assert suspended is not None
+    assert suspended.status == "True"
+    memory = person.node.node.look("")[1].memory
+    assert (dict(memory.rejections), dict(memory.holds)) == ({}, {})
+    assert "Interrupted" in [event.reason for event in person.node.journal.events()]
+    person.node.journal.set_fact("suspended", "")
+    assert person.node.run(serve("b:v1", 2)).exit_code == 0
+    assert person.node.serving() == ["b:v1"]
+
+
+@pytest.mark.parametrize("point", ["> stop/", "done stop/", "> start/b:v1", "> validate/b:v1"])
+def test_a_swap_that_has_stopped_what_served_comes_to_its_end(tmp_path: Path, point: str) -> None:
+    """Nobody who suspends changes in the middle of a swap wants nothing to serve (I6)."""
+    person = Person(tmp_path, point, suspend, "suspend")
+    result = person.node.run(serve("b:v1", 2))
+    assert set(person.outcomes(result).values()) == {"done"}
+    assert person.node.serving() == ["b:v1"]
+    assert person.node.run(serve("a:v1", 3)).exit_code == 5, "from then on nothing is changed"
+    assert person.node.serving() == ["b:v1"]
+
+
+def test_a_swap_that_fails_under_a_suspension_goes_back_all_the_same(tmp_path: Path) -> None:
+    """The way back is part of the swap (I5)."""
+    person = Person(tmp_path, "> start/b:v1", suspend, "suspend")
+    person.node.room.bad_starts.add("b:v1")
+    result = person.node.run(serve("b:v1", 2))
+    assert person.outcomes(result)["start/b:v1"] == "failed"
+    assert person.node.serving() == ["a:v1"]
+    suspended = result.status.condition("Suspended")
+    assert suspended is not None
+    assert suspended.status == "True"
+
+
+def test_what_a_person_asks_between_a_plan_and_its_first_action_counts(tmp_path: Path) -> None:
+    """No moment is lost: the plan was made already, and nothing was done yet."""
+    person = Person(tmp_path, "never", suspend, "suspend")
+    lookout, inner = person.lookout, person.lookout.beside
+
+    def late(digest: str, agent: Any, *, suspended: bool = False) -> Any:
+        if not suspended:
+            suspend(person.node)
+            lookout.ask("suspend")
+        return inner(digest, agent, suspended=suspended)
+
+    lookout.beside = late  # type: ignore[method-assign]
+    result = person.node.run(serve("b:v1", 2))
+    assert set(person.outcomes(result).values()) <= {"cancelled", "skipped"}
+    assert person.node.serving() == ["a:v1"]
+
+
+def test_a_retry_is_honoured_in_the_middle_of_another_start(tmp_path: Path) -> None:
+    """What is wanted again is started, not what was on its way."""
+    person = Person(tmp_path, "never", lambda _node: None, "redirect")
+    person.node.room.bad_starts.add("b:v1")
+    assert person.node.run(serve("b:v1", 2)).exit_code == 6
+    person.node.room.bad_starts.clear()
+    for item in person.node.room.running():
+        person.node.room.kill(item.name)
+
+    def retry() -> None:
+        person.recorder.at = "never"
+        now = person.node.node.adapters.ports.clock.now()
+        person.node.journal.forget_rejections(None, Note("Normal", "RetryAsked", "by hand"), now)
+        person.lookout.ask("redirect")
+
+    person.recorder.at, person.recorder.hit = "> start/a:v1", retry
+    result = person.node.run(serve("b:v1", 2))
+    assert person.outcomes(result)["validate/a:v1"] == "cancelled"
+    assert person.node.serving() == ["b:v1"]
+    assert result.exit_code == 0
+
+
+def test_what_is_wrong_shows_under_a_suspension(tmp_path: Path) -> None:
+    """A backend that cannot be seen is held and said, whoever has suspended what."""
+    simulated = SimulatedNode(tmp_path)
+    simulated.run(serve("a:v1", 1))
+    suspend(simulated)
+    simulated.room.unavailable = "connection refused"
+    result = simulated.run(serve("b:v1", 2))
+    assert {"BackendUnavailable"} <= {item.reason for item in result.plan.held}
+    assert {"BackendUnavailable"} <= {item.reason for item in result.status.held}
 
 
 @pytest.mark.parametrize(

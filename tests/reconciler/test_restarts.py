@@ -161,8 +161,8 @@ def test_a_restart_waits_for_its_time_through_a_new_agent(simulated: SimulatedNo
 
 def test_a_person_can_have_it_restarted_now(simulated: SimulatedNode) -> None:
     """`reconcile retry` ends the wait."""
-    from reconciler.verbs import record  # noqa: PLC0415 - used here only
-    from schemas.control import Retry  # noqa: PLC0415 - used here only
+    from reconciler.verbs import record
+    from schemas.control import Retry
 
     simulated.run(A)
     fall_until_waiting(simulated)

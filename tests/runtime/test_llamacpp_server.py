@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
 import socket
 import stat
@@ -81,6 +82,44 @@ def test_serves_on_a_socket_for_its_group_only(server: tuple[subprocess.Popen[st
     answer = ask(path, "/v1/chat/completions", request)
     assert answer["model"] == "tiny"
     assert answer["usage"]["completion_tokens"] == 8
+
+
+LOADS_FOR_EVER = """
+import ctypes
+
+class CommonParams:
+    def __getattr__(self, name):
+        self.__dict__[name] = CommonParams()
+        return self.__dict__[name]
+
+class Server:
+    def __init__(self, params):
+        print("loading", flush=True)
+        # PyDLL keeps the interpreter, as the real one does while it loads.
+        ctypes.PyDLL(None).sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("first", [False, True], ids=["any process", "first of its pid namespace"])
+def test_a_signal_ends_a_load_at_once(model: Path, tmp_path: Path, number: signal.Signals, *, first: bool) -> None:
+    """A stop does not wait for a model that takes minutes to load, nor for whoever would have to kill it."""
+    prefix = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"] if first else []
+    if first and subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a pid namespace cannot be made here")
+    (tmp_path / "xllamacpp.py").write_text(LOADS_FOR_EVER)
+    command = [*prefix, *PROGRAM, "--model", str(model), "--socket", str(tmp_path / "x.sock")]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loading\n"
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
+            os.kill(int(children) if first else process.pid, number)
+            # Far less than the load takes, far more than a busy machine needs.
+            assert process.wait(60) == number
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

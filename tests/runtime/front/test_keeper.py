@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runtime.backends import native_processes as processes
+from runtime.backends.containment import Containment, blindness, containment
 from runtime.front.keeper import FrontKeeper, FrontSettings
 from runtime.front.route import Route
 from runtime.host import host_ports
@@ -217,6 +218,20 @@ def test_a_front_that_cannot_start_says_why(house: House) -> None:
     (house.run / "front.sock").rmdir()
     house.agent().ensure()
     assert house.agent().look().current
+
+
+def test_an_agent_that_cannot_tell_who_listens_has_no_front(tmp_path: Path) -> None:
+    """It is unknown, with the remedy, and not absent: none is started in the place of one that may serve (I3)."""
+    blind = containment({"HostConfig": {"PidMode": ""}, "Mounts": []})
+
+    class Engine:
+        def containment(self) -> Containment:
+            return blind
+
+    settings = FrontSettings()
+    keeper = FrontKeeper(tmp_path, settings, uid=os.geteuid(), ports=host_ports(), blind=lambda: blindness([Engine()]))
+    with pytest.raises(BackendUnavailable, match="--pid host"):
+        keeper.look()
 
 
 def test_damaged_files_are_unknown_not_absent(house: House) -> None:
