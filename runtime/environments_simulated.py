@@ -35,8 +35,8 @@ class SimulatedEnvironments:
         return Path("/runtimes", environment, "python")
 
     def install(self, environment: str, lock: bytes, *, stop: Stop) -> None:  # noqa: ARG002 - it takes no time
-        """Installed, unless wheels cannot be had."""
-        if self.unavailable:
+        """Installed, unless it is not there and wheels cannot be had."""
+        if self.unavailable and environment not in self.installed:
             raise EnvironmentUnavailable(self.unavailable)
         self.installed.setdefault(environment, StoredEnvironment(environment, digest_bytes(lock), 1000))
 

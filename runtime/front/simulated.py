@@ -45,13 +45,14 @@ class SimulatedFront:
         """Let requests wait."""
         if self.route.instance != instance or self.route.state == "none":
             return False
-        self.lead(replace(self.route, state="holding"))
+        if self.route.state != "holding":
+            self.lead(replace(self.route, state="holding"))
         return True
 
     def drain(self, instance: str, *, seconds: float) -> int:
-        """They are as busy afterwards as before."""
+        """They are as busy afterwards as before; another instance has none."""
         self.log.append(f"drain {instance} {seconds:g}")
-        return self.busy
+        return self.busy if instance == self.route.instance else 0
 
     def counts(self) -> FrontCounts | None:
         """Nothing but what is busy."""
