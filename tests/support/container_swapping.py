@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import docker.errors
 
 from runtime.backends import socket_folder
 from runtime.backends.docker_api import ContainerEngine
@@ -16,7 +19,6 @@ from tests.support.engines import small
 from tests.support.swapping import SwappingNode
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Literal
 
     from runtime.interfaces import Backend
@@ -70,8 +72,23 @@ class ContainerSwappingNode(SwappingNode):
         """The engine."""
         return self.node.adapters.backends[self.engine_name]
 
-    def wish(self, key: str, *, overlap: bool = False) -> SnapshotDocument:
-        """The next snapshot: one of the models serves."""
+    def engine_process(self, instance: str) -> int:
+        """The engine, which is the only child of its container's init process."""
+        try:
+            init = int(self.backend._api.inspect_container(instance)["State"]["Pid"])  # type: ignore[attr-defined]
+            children = Path(f"/proc/{init}/task/{init}/children").read_text().split() if init else []
+        except (docker.errors.DockerException, OSError):
+            return 0
+        return int(children[0]) if children else 0
+
+    def wish(self, key: str, *, overlap: bool = False, **fields: Any) -> SnapshotDocument:
+        """The next snapshot: one of the models serves.
+
+        Args:
+            key: `name:version`.
+            overlap: whether it may be started beside the other one.
+            fields: of the runtime that differ.
+        """
         native = LlamaCppEngine().native()
         assert native is not None
         super().wish(key)
@@ -82,7 +99,7 @@ class ContainerSwappingNode(SwappingNode):
                 "overlap": overlap,
                 **({} if socket_folder.can_cap() else {"allowUnenforced": ("socket-size",)}),
             },
-            resources={"memory": "1GiB"},
+            **{"resources": {"memory": "1GiB"}, **fields},
         )
         spec["images"] = ({"ref": self.image},)
         return snapshot(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from runtime.interfaces import EngineConnection
+    from runtime.interfaces import Backend, EngineConnection
     from schemas.snapshot import SnapshotDocument
 
 PROMPTS = ("Hello", "one two three", "La la la", "?")
@@ -137,6 +137,19 @@ class SwappingNode(SimulatedNode):
         self.node = replace(self.node, adapters=adapters)
         self.reconciler._node = self.node
 
+    @property
+    def backend(self) -> Backend:
+        """What runs the instances."""
+        return self.node.adapters.backends["native"]
+
+    def engine_process(self, instance: str) -> int:
+        """The engine's process, 0 where there is none yet."""
+        try:
+            state = (self.node.state.run / "instances" / instance / "state.json").read_text()
+        except FileNotFoundError:
+            return 0
+        return int(json.loads(state)["engine"])
+
     def wish(self, key: str, *, overlap: bool = False, **fields: Any) -> SnapshotDocument:
         """The next snapshot: one of the models serves.
 
@@ -165,7 +178,7 @@ class SwappingNode(SimulatedNode):
     def take_apart(self) -> None:
         """Nothing is left running."""
         self.keeper.stop()
-        backend = self.node.adapters.backends["native"]
+        backend = self.backend
         for instance in backend.list():
             backend.remove(instance.name)
         self.journal.close()
