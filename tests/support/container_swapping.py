@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,22 +93,28 @@ class ContainerSwappingNode(SwappingNode):
         native = LlamaCppEngine().native()
         assert native is not None
         super().wish(key)
+        weaker = {} if socket_folder.can_cap() else {"allowUnenforced": ("socket-size",)}
         spec = container_runtime(
             version=native.version,
             engineArgs=json.loads(small().to_json()),  # type: ignore[attr-defined]
-            isolation={
-                "overlap": overlap,
-                **({} if socket_folder.can_cap() else {"allowUnenforced": ("socket-size",)}),
-            },
-            **{"resources": {"memory": "1GiB"}, **fields},
+            isolation={"overlap": overlap, **weaker},
+            resources={"memory": "1GiB"},
         )
-        spec["images"] = ({"ref": self.image},)
+        spec |= {"images": ({"ref": self.image},), **fields}
         return snapshot(
             models=tuple(model(name[0]) for name in self.models),
             runtimes=(spec,),
             assignments=(assignment(key),),
             sequence=self.sequence,
         )
+
+    def forget_image(self) -> None:
+        """Take the last image away from the engine, with what runs of it."""
+        for instance in self.backend.list():
+            self.backend.stop(instance.name, grace=1)
+            self.backend.remove(instance.name)
+        with suppress(docker.errors.DockerException):
+            self.backend._api.remove_image(self.image, force=True)  # type: ignore[attr-defined]
 
     def take_apart(self) -> None:
         """Nothing is left running."""
