@@ -6,15 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.support.containers import engine_answers
 from tests.support.front import eventually
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class OwnDocker:
@@ -62,6 +59,8 @@ class OwnDocker:
         self._process.send_signal(number)
         self._process.wait(120)
         self._process = None
+        if number == signal.SIGKILL:
+            self._end_containerd()
 
     def take_apart(self) -> None:
         """End it and all that came of it, and remove its folders."""
@@ -69,18 +68,28 @@ class OwnDocker:
             # What a killed one has left running is ended by the next one.
             self.start()
         self.end()
-        self._end_containerd()
         for line in reversed(_mounts_below(self.folder)):
             subprocess.run(["umount", "--lazy", line], check=False, capture_output=True, timeout=20)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _end_containerd(self) -> None:
-        """A dockerd that was killed may leave its containerd behind, which the next one uses and ends."""
+        """End the containerd of a dockerd that was killed: nobody may reap it, and the next would take it for alive."""
+        path = self.folder / "exec/containerd/containerd.pid"
         try:
-            process = int((self.folder / "exec/containerd/containerd.pid").read_text())
-            os.kill(process, signal.SIGTERM)
+            process = int(path.read_text())
+            os.kill(process, signal.SIGKILL)
         except (OSError, ValueError):
             return
+        eventually(lambda: _is_over(process), "containerd ends")
+        path.unlink(missing_ok=True)
+
+
+def _is_over(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return True
+    return state in "ZX"
 
 
 def _mounts_below(folder: Path) -> list[str]:
