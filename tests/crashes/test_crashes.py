@@ -1,4 +1,4 @@
-"""The agent dies by SIGKILL at points of every operation, on real git, journal, store, processes or containers, and front.
+"""The agent dies by SIGKILL at points of every operation, on real git, journal, store, processes, containers and front.
 
 I1 to I11 are judged after each. Here a sample that is the same in every run; `make crashes` tries every point.
 """

@@ -69,6 +69,27 @@ def test_killed_while_it_serves(swapping: SwappingNode) -> None:
     assert "signal 9" in events(swapping)
 
 
+def test_restarts_are_spaced(swapping: SwappingNode) -> None:
+    """The first comes at once; the next one waits, also for a new agent, and comes by itself when its time has come."""
+    # Instances note the machine's time: to a clock that is ahead of it, they would have run for long.
+    swapping.real_clock.ahead = timedelta()
+    for number in (1, 2):
+        (before,) = running(swapping)
+        kill(swapping.engine_process(before))
+        eventually(lambda: running(swapping) == [], "its end is seen")
+        result = swapping.run()
+        assert len(running(swapping)) == (1 if number == 1 else 0)
+    swapping.restart()
+    result = swapping.run()
+    (held,) = (item for item in result.status.held if item.reason == "Restarting")
+    assert held.until is not None
+    assert running(swapping) == []
+    # Not after a sleep: at the moment that the journal names.
+    swapping.real_clock.ahead += max(held.until - swapping.real_clock.now(), timedelta()) + timedelta(seconds=1)
+    assert swapping.run().exit_code == 0
+    serves_alone(swapping, "a:v1")
+
+
 def test_stopped_while_it_serves(swapping: SwappingNode) -> None:
     """A process that is there and does nothing (SIGSTOP) is found out, killed and replaced."""
     (before,) = running(swapping)
