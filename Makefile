@@ -44,8 +44,8 @@ fuzz: install ## every parser, with coverage as guide (SECONDS=10 for each)
 simulate: install ## a whole node against faults, from seeds (SEEDS=1000, SEEDS=5000-6000), or one to read (SEED=n)
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
 
-crashes: install ## kill the agent at every journal write, durable write and call to the outside (EVERY=10 for a sample)
-	@$(BIN)/python -m tests.crashes --every $(or $(EVERY),1)
+crashes: install ## kill the agent at every journal write, durable write and call to the outside (EVERY=10 for a sample, BACKEND=docker)
+	@$(BIN)/python -m tests.crashes --every $(or $(EVERY),1) --backend $(BACKEND)
 
 lint: install ## style, types, layers
 	@$(BIN)/ruff check .

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 LABEL: Final = "org.inference-reconciler."
 
+KILLED: Final = 128 + 9
+"""Exit code of what SIGKILL ended, which is also what the kernel sends for want of memory."""
+
 PAUSED: Final = "it was paused by somebody else"
 
 _STATUS: Final[dict[str, InstanceStatus]] = {
@@ -95,6 +98,9 @@ class Marks:
         notes = ["out of memory"] if state.get("OOMKilled") else []
         if code is not None:
             notes.append(f"signal {code - 128}" if code > 128 else f"exit code {code}")  # noqa: PLR2004 - by convention
+        if code == KILLED and self._backend == "podman" and not state.get("OOMKilled"):
+            # Its monitor (conmon 2.1) writes down where nobody looks that the memory's limit was the reason.
+            notes.append("perhaps out of memory")
         paused = str(state.get("Status")).lower() == "paused"
         if paused:
             notes.append(PAUSED)

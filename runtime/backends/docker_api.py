@@ -6,7 +6,9 @@ carry labels of its own; whose it is, the journal says.
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from runtime.backends.container_drift import differences, limits, settings
 from runtime.backends.container_limits import MODEL_PATH, RUN_AS, SOCKET_FOLDER, host_config
 from runtime.backends.container_made import Made, Record
 from runtime.backends.containment import containment, read_own_container
+from runtime.backends.monitor_log import MonitorLog
 from runtime.backends.stamped_lines import Place
 from runtime.interfaces import EngineView
 from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
@@ -165,9 +168,17 @@ class ContainerEngine:
     def printed(self, name: str, *, lines: int, follow: bool, stop: Stop) -> Iterator[bytes]:
         """What the engine's own capped log has of it.
 
-        Asked again and again, by time: followed across a rotation of its log, Docker (28) repeats lines and Podman
-        loses some. What Podman prints between a look and a rotation is lost anyway: it keeps one file.
+        Of Podman's monitor the file itself, where the agent can read it. Else asked again and again, by time: followed
+        across a rotation of its log, Docker (28) repeats lines and Podman loses some.
         """
+        with self._translated():
+            detail = self._detail(name)
+        if detail is None:
+            return
+        path = self._monitored(detail)
+        if path is not None:
+            yield from self._from_file(name, path, lines=lines, follow=follow, stop=stop)
+            return
         place = Place()
         tail: int | str = lines  # the SDK takes a number in a string for "all"
         while True:
@@ -185,6 +196,24 @@ class ContainerEngine:
             tail = "all"
             if last or stop.wait(LOOK_SECONDS):
                 return
+
+    def _monitored(self, detail: dict[str, Any]) -> Path | None:
+        """The log file of a container's monitor; None for an engine without one, or where it lies out of reach."""
+        path = str(detail.get("LogPath") or "") if self.name == "podman" else ""
+        return Path(path) if path and os.access(path, os.R_OK) else None
+
+    def _from_file(self, name: str, path: Path, *, lines: int, follow: bool, stop: Stop) -> Iterator[bytes]:
+        with MonitorLog(path) as log:
+            known = deque(log.news(), maxlen=lines)
+            yield from known
+            runs = follow
+            while runs and not stop.wait(LOOK_SECONDS):
+                # Asked first: what it printed before it ended is in the file by then.
+                seen = self.inspect(name)
+                runs = seen is not None and seen.status == "running"
+                yield from log.news()
+            if lines:
+                yield from log.last()
 
     def view(self, *, model_folder: Path, socket_folder: Path) -> EngineView:  # noqa: ARG002 - fixed inside
         """Paths inside the container."""
@@ -431,10 +460,19 @@ class ContainerEngine:
             return
         kept = bytearray()
         bound = min(int(limit) if limit.isdigit() else OUTPUT_LIMIT, 64 * OUTPUT_LIMIT)
-        for part in self._api.logs(name, stdout=True, stderr=True, stream=True, follow=False):
+        for part in self._all_output(name, detail):
             kept += part
             del kept[:-bound]
         self._ports.files.write(Path(folder) / "output.log", bytes(kept), mode=0o600)
+
+    def _all_output(self, name: str, detail: dict[str, Any]) -> Iterator[bytes]:
+        path = self._monitored(detail)
+        if path is not None:
+            with MonitorLog(path) as log:
+                yield from log.news()
+                yield from log.last()
+            return
+        yield from self._api.logs(name, stdout=True, stderr=True, stream=True, follow=False)
 
 
 def _lives_in(pid: int, container: str) -> bool:

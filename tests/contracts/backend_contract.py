@@ -303,9 +303,6 @@ class RealBackendContract(BackendContract):
     def test_what_is_printed_is_followed_over_rotations_to_the_end(self, harness: Harness) -> None:
         """A follower sees every line once, in order, also when the log was rotated meanwhile, and ends with it."""
         backend = harness.attach()
-        if backend.name == "podman":
-            # It drops its one file when that is full, with what no look was in time for, and tells of lines in parts.
-            pytest.skip("Podman's log cannot be followed line by line without a loss")
         spec = replace(harness.spec("a1"), log_limit=400_000)
         connection = run(harness, backend, spec)
         seen: list[bytes] = []

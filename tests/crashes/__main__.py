@@ -3,6 +3,7 @@
 --scenes swap gc       only these (install, swap, rollback, rotation, gc, scrub, signing)
 --every 7              every seventh point, for a sample (1: all of them)
 --points               print the points instead
+--backend docker       containers of the Docker engine at DOCKER_HOST, of llama.cpp's image out of the test registry
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from tests.crashes.scenes import SCENES, Scene
 from tests.crashes.tap import Point, Tap
+from tests.crashes.world import Docker
+from tests.support.containers import DOCKER_SOCKET, REGISTRY, built_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,10 +108,18 @@ def round_(scene: Scene, name: str, at: Point | None) -> tuple[int, list[Point],
     return code, passed or [], wrong
 
 
-def sweep(name: str, folder: Path, every: int, *, only_points: bool = False) -> Tally:
-    """Every point of one scene, or every n-th."""
+def sweep(name: str, folder: Path, every: int, *, only_points: bool = False, docker: Docker | None = None) -> Tally:
+    """Every point of one scene, or every n-th.
+
+    Args:
+        name: of the scene.
+        folder: for its world.
+        every: 1 for all of them.
+        only_points: print them, and try none.
+        docker: where instances are containers; None where they are processes.
+    """
     tally, begun = Tally(name), time.monotonic()
-    scene = Scene(folder)
+    scene = Scene(folder, docker)
     try:
         # In this process, so that what is loaded only when it is needed is there in all that are forked from it.
         goal = scene.install()
@@ -143,18 +154,27 @@ def sweep(name: str, folder: Path, every: int, *, only_points: bool = False) -> 
     return tally
 
 
+def engine() -> Docker:
+    """The engine and the image of tests that need containers."""
+    address = os.environ.get("DOCKER_HOST") or DOCKER_SOCKET
+    images = built_images(os.environ.get("RECONCILE_TEST_REGISTRY") or REGISTRY)
+    return Docker(address.removeprefix("unix://"), images["llamacpp"])
+
+
 def main(arguments: Sequence[str]) -> int:
     """The program; its exit status: 1 where something is wrong."""
     parser = argparse.ArgumentParser(prog="crashes", description=__doc__)
     parser.add_argument("--scenes", nargs="*", choices=sorted(SCENES), default=list(SCENES))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--points", action="store_true")
+    parser.add_argument("--backend", choices=("native", "docker"), default="native")
     chosen = parser.parse_args(arguments)
+    docker = engine() if chosen.backend == "docker" else None
     tallies = []
     for name in chosen.scenes:
         with tempfile.TemporaryDirectory(prefix="crashes-") as folder:
             Path(folder).chmod(0o755)
-            tally = sweep(name, Path(folder), chosen.every, only_points=chosen.points)
+            tally = sweep(name, Path(folder), chosen.every, only_points=chosen.points, docker=docker)
         tallies.append(tally)
         kinds = Counter[str]()
         for label, count in tally.tried.items():

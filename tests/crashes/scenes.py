@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from reconciler.cli import wiring
 from runtime.host import host_ports
-from tests.crashes.world import Goal, World
+from tests.crashes.world import Docker, Goal, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,9 +19,14 @@ A, B, EXTRA = "a:v1", "b:v1", "extra:v1"
 class Scene:
     """A world, in which one operation is begun again and again."""
 
-    def __init__(self, folder: Path) -> None:
-        """A node that serves a:v1."""
-        self.world = World(folder)
+    def __init__(self, folder: Path, docker: Docker | None = None) -> None:
+        """A node that serves a:v1.
+
+        Args:
+            folder: for everything.
+            docker: where its instances are containers; None where they are processes.
+        """
+        self.world = World(folder, docker=docker)
         self.rounds = 0
         for seed, key in enumerate((A, B, EXTRA), 1):
             self.world.network.approve(key, seed)

@@ -9,12 +9,14 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reconciler.cli import wiring
 from reconciler.identity import create_identity, node_address
 from reconciler.loop import Reconciler
 from reconciler.state_dir import StateDir
+from runtime.backends.docker_api import ContainerEngine
 from runtime.backends.native import NativeBackend
 from runtime.engines.simulated import SimulatedEngine
 from runtime.host import StopEvent, SystemClock, host_ports
@@ -24,7 +26,7 @@ from schemas.observation import StoredModel
 from tests.crashes import stub_engine
 from tests.crashes.tap import Tap
 from tests.desired_state.network import NETWORK, Repository, _yaml, snapshot_text, trust_text
-from tests.support.builders import assignment, node, runtime
+from tests.support.builders import assignment, container_runtime, node, runtime
 from tests.support.crashing import OneByOne
 from tests.support.invariants.checks import check
 from tests.support.invariants.sight import look
@@ -34,7 +36,6 @@ from tests.support.swapping import WEAKER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from reconciler.loop import PassResult
     from runtime.interfaces import EngineConnection, EngineView
@@ -68,17 +69,26 @@ class LeapingClock(SystemClock):
         return self.shift(datetime.now(UTC))
 
 
-class LeapingNative(NativeBackend):
-    """Its supervisors note the machine's time, which is not this world's."""
+class _Leaping:
+    """Instances are noted by the machine's time, which is not this world's."""
 
     clock: LeapingClock
 
     def list(self) -> tuple[Instance, ...]:
         """Every instance, since when by the world's clock."""
+        found: tuple[Instance, ...] = super().list()  # type: ignore[misc] # of the backend that it is mixed into
         return tuple(
             replace(item, started_at=self.clock.shift(item.started_at)) if item.started_at is not None else item
-            for item in super().list()
+            for item in found
         )
+
+
+class LeapingNative(_Leaping, NativeBackend):
+    """Its supervisors note when instances began."""
+
+
+class LeapingDocker(_Leaping, ContainerEngine):
+    """The engine notes when containers began."""
 
 
 DATES: dict[str, Any] = {"issued": -700, "expires": 36_500}
@@ -93,6 +103,10 @@ class StubEngine(SimulatedEngine):
 
     def launch(self, target: ServingTarget, manifest: ManifestDocument, view: EngineView) -> Launch:
         """The program beside this file, without what takes an interpreter long to begin."""
+        if target.image is not None:
+            # No image has it: it comes as words.
+            words = ("-I", "-S", "-B", "-c", Path(stub_engine.__file__).read_text(), view.model, view.socket)
+            return Launch(("/usr/bin/python3", *words), {}, program=True)
         return Launch((sys.executable, "-I", "-S", "-B", stub_engine.__file__, view.model, view.socket), {})
 
     def ready(self, connection: EngineConnection) -> bool:
@@ -121,6 +135,15 @@ class Goal:
     """A model that this node tries and refuses."""
 
 
+@dataclass(frozen=True, slots=True)
+class Docker:
+    """Where instances are containers, and not processes."""
+
+    socket: str
+    image: str
+    """One that has Python, by digest."""
+
+
 @dataclass
 class Network:
     """Its operators: they approve models, rotate trust, sign and publish."""
@@ -128,6 +151,7 @@ class Network:
     repository: Repository
     models: Path
     """Where the bytes of models are fetched from."""
+    docker: Docker | None = None
     sequence: int = 0
     trusts: list[bytes] = field(default_factory=list)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -180,9 +204,9 @@ class Network:
         version = len(self.trusts)
         spec = {
             "models": [self.entries[key] for key in listed],
-            "runtimes": [runtime(isolation={"allowUnenforced": WEAKER})],
+            "runtimes": [self._runtime()],
             "assignments": [assignment(*serve)],
-            "policy": {"modes": ["native"], "gc": {"grace": "1s"}},
+            "policy": {"modes": ["native" if self.docker is None else "container"], "gc": {"grace": "1s"}},
         }
         content = snapshot_text(self.sequence, previous=self.snapshot, trust_version=version, spec=spec, **DATES)
         folder = self.repository.folder / "networks" / NETWORK / "snapshot.sigs"
@@ -192,14 +216,30 @@ class Network:
         self.repository.commit()
         self.snapshot = content
 
+    def _runtime(self) -> dict[str, Any]:
+        isolation = {"allowUnenforced": WEAKER}
+        if self.docker is None:
+            return runtime(isolation=isolation)
+        made = container_runtime(isolation=isolation)
+        return {name: value for name, value in made.items() if value is not None} | {
+            "images": [{"ref": self.docker.image}]
+        }
+
 
 class World:
     """A network, and one node of it."""
 
-    def __init__(self, folder: Path, *, front: bool = True) -> None:
-        """Found the network; the node has seen nothing yet."""
+    def __init__(self, folder: Path, *, front: bool = True, docker: Docker | None = None) -> None:
+        """Found the network; the node has seen nothing yet.
+
+        Args:
+            folder: for everything.
+            front: whether the node has one.
+            docker: where instances are containers; None where they are processes.
+        """
         self.folder = folder
-        self.network = Network(Repository(folder / "network"), folder / "mirror")
+        self.docker = docker
+        self.network = Network(Repository(folder / "network"), folder / "mirror", docker)
         self.network.rotate()
         self.state = StateDir(folder / "node")
         self.clock = LeapingClock(folder / "clock")
@@ -217,11 +257,17 @@ class World:
             repositories=({"url": self.network.repository.url},),
             trust={"digest": digest_bytes(self.network.trusts[0])},
             stateDir=str(self.state.root),
-            backends={"native": {"allowUnenforced": WEAKER}},
+            backends=self._configured(),
             policy={"sources": {"allowHttp": True, "allowPrivate": True, "allowFile": True}, "reserve": 0},
             models={"scrub": {"every": 60}},
             front={"enabled": self._front},
         )
+
+    def _configured(self) -> dict[str, Any]:
+        weaker = {"allowUnenforced": WEAKER}
+        if self.docker is None:
+            return {"native": weaker}
+        return {"docker": {"socket": self.docker.socket, **weaker}, "native": {"enabled": False}}
 
     # --- in the process of an agent -------------------------------------------------------------------------------
 
@@ -232,17 +278,22 @@ class World:
         journal.close_interrupted(ports.clock.now())
         made = wiring.build_node(self.config, journal, ports=ports, progress=silent)
         inner = made.adapters
-        native = LeapingNative(self.state.run, network=NETWORK, node_id=made.node_id, ports=ports)
-        native.clock = self.clock
+        backend = self._backend(made.node_id, ports)
+        backend.clock = self.clock
         adapters = replace(
             inner,
-            backends={"native": tap.around(native, "native")},
+            backends={backend.name: tap.around(backend, backend.name)},
             engines={"llamacpp": StubEngine()},
             connect=lambda backend, name, socket: tap.around(inner.connect(backend, name, socket), "engine"),
             front=tap.around(inner.front, "front") if inner.front is not None else None,
         )
         made = replace(made, adapters=adapters)
         return Reconciler(made, wiring.build_source(made), Recorder())
+
+    def _backend(self, node_id: str, ports: Ports) -> LeapingNative | LeapingDocker:
+        if self.docker is None:
+            return LeapingNative(self.state.run, network=NETWORK, node_id=node_id, ports=ports)
+        return LeapingDocker("docker", socket=self.docker.socket, network=NETWORK, node_id=node_id, ports=ports)
 
     def ports(self, tap: Tap) -> Ports:
         """The outside under a tap; one thing after the other, so that the n-th call is the same one each time."""

@@ -1,18 +1,18 @@
-"""Real engines that are killed, stopped and starved, at every step; afterwards one serves, rightly, and no more."""
+"""Real engines that are killed, stopped and starved, at every step; afterwards one serves, rightly, and no more.
+
+The same on every backend: processes of this machine, containers of Docker, and of Podman.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import threading
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from runtime.backends import native_processes
-from schemas.digests import digest_text
+from tests.support.container_swapping import ContainerSwappingNode
+from tests.support.faulting import during, events, kill, running, serves_alone
 from tests.support.front import eventually
 from tests.support.simulated_node import conditions
 from tests.support.swapping import Asker, SwappingNode
@@ -21,17 +21,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from schemas.plan import Action
+    from runtime.interfaces import EngineConnection
 
 STEP = timedelta(seconds=25)
 LOOKS = 6
 """At 25 s of the health watch's clock: beyond the bound of a minute."""
 
+TOO_LITTLE = {"native": "4MiB", "docker": "10MiB", "podman": "10MiB"}
+"""Memory that no engine can live with; in a container it has to do for what starts the engine."""
 
-@pytest.fixture
-def swapping(tmp_path: Path, tiny_model: Callable[[int], Path]) -> Iterator[SwappingNode]:
+
+@pytest.fixture(
+    params=[
+        "native",
+        pytest.param("docker", marks=pytest.mark.docker),
+        pytest.param("podman", marks=pytest.mark.podman),
+    ]
+)
+def swapping(
+    tmp_path: Path, tiny_model: Callable[[int], Path], request: pytest.FixtureRequest
+) -> Iterator[SwappingNode]:
     """A node with two models, of which the first serves."""
-    made = SwappingNode(tmp_path, (tiny_model(1), tiny_model(2)))
+    models, backend = (tiny_model(1), tiny_model(2)), request.param
+    if backend == "native":
+        made = SwappingNode(tmp_path, models)
+    else:
+        host = request.getfixturevalue(f"{backend}_host")
+        image = request.getfixturevalue("test_images")["llamacpp"]
+        made = ContainerSwappingNode(tmp_path, models, name=backend, host=host, image=image)
     try:
         result = made.run(made.wish("a:v1"))
         assert result.exit_code == 0, [(outcome.action.id, outcome.error) for outcome in result.outcomes]
@@ -40,77 +57,10 @@ def swapping(tmp_path: Path, tiny_model: Callable[[int], Path]) -> Iterator[Swap
         made.take_apart()
 
 
-def engine_of(swapping: SwappingNode, instance: str) -> int:
-    """The engine's process, 0 where there is none yet."""
-    try:
-        state = (swapping.node.state.run / "instances" / instance / "state.json").read_text()
-    except FileNotFoundError:
-        return 0
-    return int(json.loads(state)["engine"])
-
-
-def running(swapping: SwappingNode) -> list[str]:
-    """Names of what runs."""
-    backend = swapping.node.adapters.backends["native"]
-    return [item.name for item in backend.list() if item.status == "running"]
-
-
-def kill(process: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Signal an engine from outside."""
-    if process:
-        try:
-            os.kill(process, number)
-        except ProcessLookupError:
-            return
-
-
-def serves_alone(swapping: SwappingNode, model: str) -> None:
-    """One instance, no process of another, and the right answers at the front."""
-    swapping.real_clock.ahead += timedelta(minutes=1)
-    swapping.run()
-    (name,) = running(swapping)
-    alive = {process.instance for process in native_processes.marked(digest_text(f"native/1|testnet|{swapping.mark}"))}
-    assert alive <= {name}
-    assert [item.name for item in swapping.node.adapters.backends["native"].list()] == [name]
-    asker = Asker(swapping.keeper.address, swapping.answers, stream=False)
-    thread = asker.start()
-    eventually(lambda: bool(asker.wrong) or asker.answered.get(model, 0) > 1, f"{model} answers")
-    asker.stop.set()
-    thread.join(60)
-    assert asker.wrong == []
-    assert set(asker.answered) == {model}
-
-
-def events(swapping: SwappingNode) -> str:
-    """Everything that was told."""
-    return "\n".join(f"{event.reason} {event.message}" for event in swapping.journal.events(after=0, limit=1000))
-
-
-def during(swapping: SwappingNode, kind: str, strike: Callable[[threading.Event], None]) -> None:
-    """Strike while an action of a kind is under way, from its beginning to its end."""
-    recorder, over = swapping.recorder, threading.Event()
-    threads: list[threading.Thread] = []
-    started, finished = recorder.started, recorder.finished
-
-    def begin(action: Action) -> None:
-        if action.kind == kind and not threads:
-            threads.append(threading.Thread(target=strike, args=(over,), daemon=True))
-            threads[0].start()
-        started(action)
-
-    def end(outcome: Any) -> None:
-        if outcome.action.kind == kind and threads:
-            over.set()
-            threads[0].join(60)
-        finished(outcome)
-
-    recorder.started, recorder.finished = begin, end  # type: ignore[method-assign] # for this test
-
-
 def test_killed_while_it_serves(swapping: SwappingNode) -> None:
     """It comes back, validated, and the event names the signal."""
     (before,) = running(swapping)
-    kill(engine_of(swapping, before))
+    kill(swapping.engine_process(before))
     eventually(lambda: running(swapping) == [], "its end is seen")
     result = swapping.run()
     assert result.exit_code == 0, [(outcome.action.id, outcome.error) for outcome in result.outcomes]
@@ -119,10 +69,31 @@ def test_killed_while_it_serves(swapping: SwappingNode) -> None:
     assert "signal 9" in events(swapping)
 
 
+def test_restarts_are_spaced(swapping: SwappingNode) -> None:
+    """The first comes at once; the next one waits, also for a new agent, and comes by itself when its time has come."""
+    # Instances note the machine's time: to a clock that is ahead of it, they would have run for long.
+    swapping.real_clock.ahead = timedelta()
+    for number in (1, 2):
+        (before,) = running(swapping)
+        kill(swapping.engine_process(before))
+        eventually(lambda: running(swapping) == [], "its end is seen")
+        result = swapping.run()
+        assert len(running(swapping)) == (1 if number == 1 else 0)
+    swapping.restart()
+    result = swapping.run()
+    (held,) = (item for item in result.status.held if item.reason == "Restarting")
+    assert held.until is not None
+    assert running(swapping) == []
+    # Not after a sleep: at the moment that the journal names.
+    swapping.real_clock.ahead += max(held.until - swapping.real_clock.now(), timedelta()) + timedelta(seconds=1)
+    assert swapping.run().exit_code == 0
+    serves_alone(swapping, "a:v1")
+
+
 def test_stopped_while_it_serves(swapping: SwappingNode) -> None:
     """A process that is there and does nothing (SIGSTOP) is found out, killed and replaced."""
     (before,) = running(swapping)
-    kill(engine_of(swapping, before), signal.SIGSTOP)
+    kill(swapping.engine_process(before), signal.SIGSTOP)
     for _ in range(LOOKS):
         swapping.health_clock.moment += STEP
         swapping.run()
@@ -133,21 +104,24 @@ def test_stopped_while_it_serves(swapping: SwappingNode) -> None:
     assert "does not answer" in events(swapping)
 
 
-def test_killed_while_it_starts(swapping: SwappingNode) -> None:
-    """A replacement that is killed each time before it is ready ends with the last known good (I5)."""
-    (before,) = running(swapping)
+def test_killed_while_it_starts(swapping: SwappingNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replacement that is killed each time before it has proven itself ends with the last known good (I5)."""
+    (before,) = swapping.backend.list()
+    engine = swapping.node.adapters.engines["llamacpp"]
+    ready = engine.ready
 
-    def strike(over: threading.Event) -> None:
-        while not over.wait(0.001):
-            for place in (swapping.node.state.run / "instances").glob("*"):
-                if place.name != before:
-                    kill(engine_of(swapping, place.name))
+    def killed_first(connection: EngineConnection) -> bool:
+        for item in swapping.backend.list():
+            if item.spec_digest != before.spec_digest:
+                kill(swapping.engine_process(item.name))
+        return ready(connection)
 
-    during(swapping, "start-instance", strike)
+    # Asked before each question whether it is ready: however fast it starts, it never comes to say so.
+    monkeypatch.setattr(engine, "ready", killed_first)
     result = swapping.run(swapping.wish("b:v1"))
-    assert conditions(result)["RolledBack"] == "True"
+    assert conditions(result)["RolledBack"] == "True", events(swapping)
     serves_alone(swapping, "a:v1")
-    assert "the engine ended while starting" in events(swapping)
+    assert "the engine ended while starting (signal 9" in events(swapping)
 
 
 def test_killed_while_it_drains(swapping: SwappingNode) -> None:
@@ -156,7 +130,7 @@ def test_killed_while_it_drains(swapping: SwappingNode) -> None:
     asker = Asker(swapping.keeper.address, swapping.answers, stream=True)
     thread = asker.start()
     eventually(lambda: asker.answered.get("a:v1", 0) > 0, "the first model answers")
-    during(swapping, "stop-instance", lambda _: kill(engine_of(swapping, before)))
+    during(swapping, "stop-instance", lambda: kill(swapping.engine_process(before)))
     assert swapping.run(swapping.wish("b:v1")).exit_code == 0
     asker.stop.set()
     thread.join(60)
@@ -165,9 +139,10 @@ def test_killed_while_it_drains(swapping: SwappingNode) -> None:
 
 def test_starved_of_memory(swapping: SwappingNode) -> None:
     """A limit that the engine cannot live with: the kernel ends it, the event says why, the last known good serves."""
-    if "memory" in swapping.node.adapters.backends["native"].not_enforced():
+    if "memory" in swapping.backend.not_enforced():
         pytest.skip("this machine lets nobody limit memory")
-    result = swapping.run(swapping.wish("b:v1", resources={"memory": "4MiB"}))
-    assert conditions(result)["RolledBack"] == "True"
+    little = TOO_LITTLE[swapping.backend.name]
+    result = swapping.run(swapping.wish("b:v1", resources={"memory": little}))
+    assert conditions(result)["RolledBack"] == "True", events(swapping)
     serves_alone(swapping, "a:v1")
     assert "out of memory" in events(swapping)

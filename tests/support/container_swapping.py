@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import docker.errors
 
 from runtime.backends import socket_folder
 from runtime.backends.docker_api import ContainerEngine
@@ -16,7 +20,6 @@ from tests.support.engines import small
 from tests.support.swapping import SwappingNode
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Literal
 
     from runtime.interfaces import Backend
@@ -70,27 +73,48 @@ class ContainerSwappingNode(SwappingNode):
         """The engine."""
         return self.node.adapters.backends[self.engine_name]
 
-    def wish(self, key: str, *, overlap: bool = False) -> SnapshotDocument:
-        """The next snapshot: one of the models serves."""
+    def engine_process(self, instance: str) -> int:
+        """The engine, which is the only child of its container's init process."""
+        try:
+            init = int(self.backend._api.inspect_container(instance)["State"]["Pid"])  # type: ignore[attr-defined]
+            children = Path(f"/proc/{init}/task/{init}/children").read_text().split() if init else []
+        except (docker.errors.DockerException, OSError):
+            return 0
+        return int(children[0]) if children else 0
+
+    def wish(self, key: str, *, overlap: bool = False, **fields: Any) -> SnapshotDocument:
+        """The next snapshot: one of the models serves.
+
+        Args:
+            key: `name:version`.
+            overlap: whether it may be started beside the other one.
+            fields: of the runtime that differ.
+        """
         native = LlamaCppEngine().native()
         assert native is not None
         super().wish(key)
+        weaker = {} if socket_folder.can_cap() else {"allowUnenforced": ("socket-size",)}
         spec = container_runtime(
             version=native.version,
             engineArgs=json.loads(small().to_json()),  # type: ignore[attr-defined]
-            isolation={
-                "overlap": overlap,
-                **({} if socket_folder.can_cap() else {"allowUnenforced": ("socket-size",)}),
-            },
+            isolation={"overlap": overlap, **weaker},
             resources={"memory": "1GiB"},
         )
-        spec["images"] = ({"ref": self.image},)
+        spec |= {"images": ({"ref": self.image},), **fields}
         return snapshot(
             models=tuple(model(name[0]) for name in self.models),
             runtimes=(spec,),
             assignments=(assignment(key),),
             sequence=self.sequence,
         )
+
+    def forget_image(self) -> None:
+        """Take the last image away from the engine, with what runs of it."""
+        for instance in self.backend.list():
+            self.backend.stop(instance.name, grace=1)
+            self.backend.remove(instance.name)
+        with suppress(docker.errors.DockerException):
+            self.backend._api.remove_image(self.image, force=True)  # type: ignore[attr-defined]
 
     def take_apart(self) -> None:
         """Nothing is left running."""

@@ -104,9 +104,24 @@ def test_images(registry: str) -> Mapping[str, str]:
 
     Every test worker asks; the build holds a lock of its own, so that one of them builds and the others find.
     """
+    try:
+        return built_images(registry)
+    except RuntimeError as error:
+        _missing(str(error), "REQUIRE_DOCKER", "REQUIRE_PODMAN")
+
+
+def built_images(registry: str) -> Mapping[str, str]:
+    """The images of `runtime/images/` in a registry: reference by digest, by name. What is not there is built.
+
+    Args:
+        registry: `host:port`.
+
+    Raises:
+        RuntimeError: they cannot be built.
+    """
     command = [sys.executable, str(BUILD), "--registry", registry]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
     if done.returncode != 0:
-        _missing(f"test images cannot be built: {done.stderr.strip()}", "REQUIRE_DOCKER", "REQUIRE_PODMAN")
+        raise RuntimeError(f"test images cannot be built: {done.stderr.strip()}")
     images: Mapping[str, str] = json.loads(done.stdout)
     return images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import json
 import tarfile
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 if TYPE_CHECKING:
@@ -100,6 +102,57 @@ class Images:
             url = f"http://{host}/v2/{name}/blobs/{part['digest']}"
             self.blobs[part["digest"]] = urlopen(url, timeout=60).read()
         return json.loads(self.blobs[manifest["config"]["digest"]]), list(manifest["layers"])
+
+
+def push(images: Images, digest: str, registry: str, repository: str) -> str:
+    """Put an image into a registry that keeps images; what that has already is not sent again.
+
+    Args:
+        images: where it was made.
+        digest: of its manifest.
+        registry: `host:port`, without a password.
+        repository: its name there.
+
+    Returns:
+        The image's reference.
+    """
+    place = f"/v2/{repository}"
+    media_type, manifest = images.manifests[digest]
+    described = json.loads(manifest)
+    connection = http.client.HTTPConnection(registry, timeout=60)
+    for part in (described["config"], *described["layers"]):
+        if _ask(connection, "HEAD", f"{place}/blobs/{part['digest']}").status == 200:
+            continue
+        answer = _ask(connection, "POST", f"{place}/blobs/uploads/")
+        where = urlsplit(answer.headers["Location"])
+        address = f"{where.path}?{where.query}&digest={part['digest']}"
+        assert _ask(connection, "PUT", address, images.blobs[part["digest"]]).status == 201
+    answer = _ask(connection, "PUT", f"{place}/manifests/{digest}", manifest, {"Content-Type": media_type})
+    assert answer.status == 201
+    connection.close()
+    return f"{registry}/{repository}@{digest}"
+
+
+def forget(reference: str) -> None:
+    """Take an image out of a registry."""
+    place, _, digest = reference.partition("@")
+    registry, _, repository = place.partition("/")
+    connection = http.client.HTTPConnection(registry, timeout=60)
+    _ask(connection, "DELETE", f"/v2/{repository}/manifests/{digest}")
+    connection.close()
+
+
+def _ask(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> http.client.HTTPResponse:
+    connection.request(method, path, body, dict(headers or {}))
+    answer = connection.getresponse()
+    answer.read()
+    return answer
 
 
 class _Handler(BaseHTTPRequestHandler):

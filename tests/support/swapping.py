@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from runtime.interfaces import EngineConnection
+    from runtime.interfaces import Backend, EngineConnection
     from schemas.snapshot import SnapshotDocument
 
 PROMPTS = ("Hello", "one two three", "La la la", "?")
@@ -98,25 +98,12 @@ class SwappingNode(SimulatedNode):
         config = node(backends={"native": {"allowUnenforced": WEAKER}}, policy={"overlap": True})
         super().__init__(folder / "state", config=config, documents=probed)
         for key, place in self.models.items():
-            native = NativeNode(folder / key[0])
-            with native.running(place) as connection:
-                self._record(key, native.engine, connection, probed)
-
-    def _record(self, key: str, engine: LlamaCppEngine, connection: EngineConnection, probed: ProbedDocuments) -> None:
-        engine_wait(engine, connection)
-        provenance = Provenance(engine="llamacpp", version="1.0", manifest=manifest_digest(key), machine="test")
-        probe = model(key[0])["validation"]["probe"]["digest"]
-        probed.probes[probe] = ProbeDocument.model_validate(
-            {
-                "apiVersion": "reconcile/v1alpha1",
-                "kind": "Probe",
-                "metadata": {"name": "p", "model": key},
-                "spec": record(engine, connection, provenance, tokens=4, passages=PASSAGES[:6]),
-            }
-        )
-        for prompt in PROMPTS:
-            said: Any = connection.request("POST", "/v1/completions", ask_for(prompt), timeout=PATIENCE)
-            self.answers[key, prompt] = said["choices"][0]["text"]
+            if (key, place) not in RECORDED:
+                native = NativeNode(folder / key[0])
+                with native.running(place) as connection:
+                    RECORDED[key, place] = recorded(key, native.engine, connection)
+            probed.probes[model(key[0])["validation"]["probe"]["digest"]] = RECORDED[key, place].probe
+            self.answers |= {(key, prompt): said for prompt, said in RECORDED[key, place].answers.items()}
 
     def restart(self) -> None:
         """A new agent over the same world, with real parts."""
@@ -136,6 +123,19 @@ class SwappingNode(SimulatedNode):
         )
         self.node = replace(self.node, adapters=adapters)
         self.reconciler._node = self.node
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the instances."""
+        return self.node.adapters.backends["native"]
+
+    def engine_process(self, instance: str) -> int:
+        """The engine's process, 0 where there is none yet."""
+        try:
+            state = (self.node.state.run / "instances" / instance / "state.json").read_text()
+        except FileNotFoundError:
+            return 0
+        return int(json.loads(state)["engine"])
 
     def wish(self, key: str, *, overlap: bool = False, **fields: Any) -> SnapshotDocument:
         """The next snapshot: one of the models serves.
@@ -165,10 +165,48 @@ class SwappingNode(SimulatedNode):
     def take_apart(self) -> None:
         """Nothing is left running."""
         self.keeper.stop()
-        backend = self.node.adapters.backends["native"]
+        backend = self.backend
         for instance in backend.list():
             backend.remove(instance.name)
         self.journal.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a model answers."""
+
+    probe: ProbeDocument
+    answers: Mapping[str, str]
+    """By prompt."""
+
+
+RECORDED: dict[tuple[str, Path], Recorded] = {}
+"""By model and folder: a folder's model answers the same in all tests of a process."""
+
+
+def recorded(key: str, engine: LlamaCppEngine, connection: EngineConnection) -> Recorded:
+    """Ask a model what all tests will ask it.
+
+    Args:
+        key: what it is called.
+        engine: runs it.
+        connection: to an instance of it.
+    """
+    engine_wait(engine, connection)
+    provenance = Provenance(engine="llamacpp", version="1.0", manifest=manifest_digest(key), machine="test")
+    probe = ProbeDocument.model_validate(
+        {
+            "apiVersion": "reconcile/v1alpha1",
+            "kind": "Probe",
+            "metadata": {"name": "p", "model": key},
+            "spec": record(engine, connection, provenance, tokens=4, passages=PASSAGES[:6]),
+        }
+    )
+    answers: dict[str, str] = {}
+    for prompt in PROMPTS:
+        said: Any = connection.request("POST", "/v1/completions", ask_for(prompt), timeout=PATIENCE)
+        answers[prompt] = said["choices"][0]["text"]
+    return Recorded(probe, answers)
 
 
 def engine_wait(engine: LlamaCppEngine, connection: EngineConnection) -> None:
