@@ -84,6 +84,11 @@ class Journal(Recollection):
             raise MissingDocument("no accepted snapshot binds it, or it is no longer kept", file=digest)
         return bytes(row[0])
 
+    def kind(self, digest: str) -> str:
+        """What a kept document is: `manifest`, `probe`, ...; empty when it is not kept."""
+        row = self._db.execute("SELECT kind FROM documents WHERE digest = ?", (digest,)).fetchone()
+        return str(row[0]) if row else ""
+
     def put_documents(self, documents: Mapping[str, StoredDocument]) -> None:
         """Keep documents that no snapshot binds: trust documents."""
         with self._transaction():
