@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["KEPT_EVENTS", "KEPT_PASSES", "Journal"]
 
 KEPT_PASSES: Final = 2_000
-"""Rows kept, as of events."""
+"""Rows kept, as of events. What a pass intended goes with it: an instance that is older than that many passes is this
+node's by its receipt, and one that never earned any was cleared away by the next pass (I8)."""
+
+KEPT_PLANS: Final = 20
+"""Passes of which the plan and its actions are kept as they were carried out. A plan over thousands of models is
+megabytes; that it was made, and what came of it, is a line."""
+
+KEPT_ACCEPTED: Final = 1_000
+"""Accepted snapshots whose line is kept: years. Only the newest decides anything."""
 
 _COUNTED: Final = "counted"
 """The fact that says when running time was last counted."""
@@ -60,6 +68,9 @@ class Journal(Recollection):
                     write_time(accepted.expires_at),
                     write_time(accepted.accepted_at),
                 ),
+            )
+            self._db.execute(
+                "DELETE FROM accepted WHERE number <= (SELECT MAX(number) FROM accepted) - ?", (KEPT_ACCEPTED,)
             )
             self._set_fact("mark.forgotten", "")
             self._put_documents(documents)
@@ -120,8 +131,12 @@ class Journal(Recollection):
                 "INSERT INTO passes (started_at, snapshot, sequence, outcome, actions, plan) VALUES (?, ?, ?, ?, ?, ?)",
                 (write_time(now), snapshot, sequence, "running", actions, plan),
             )
-            self._db.execute("DELETE FROM passes WHERE number <= ?", ((cursor.lastrowid or 0) - KEPT_PASSES,))
-        return int(cursor.lastrowid or 0)
+            number = int(cursor.lastrowid or 0)
+            self._db.execute("DELETE FROM intents WHERE pass <= ?", (number - KEPT_PASSES,))
+            self._db.execute("DELETE FROM passes WHERE number <= ?", (number - KEPT_PASSES,))
+            self._db.execute("UPDATE intents SET action = '' WHERE pass = ?", (number - KEPT_PLANS,))
+            self._db.execute("UPDATE passes SET plan = '' WHERE number = ?", (number - KEPT_PLANS,))
+        return number
 
     def finish_pass(
         self,
