@@ -140,7 +140,7 @@ class GitSource:
             "depth": depth,
             "maxBytes": self._settings.max_bytes,
         }
-        # A process of its own: GitPython leaks in long-running ones, and limits on memory and file size can be set.
+        # A process of its own: limits on memory and file size can be set, and GitPython leaks in long-running ones.
         command = (sys.executable, "-P", "-m", "desired_state.git_fetch")
         package = str(Path(__file__).resolve().parent.parent)
         extra = {"PYTHONPATH": package}

@@ -20,7 +20,7 @@ from schemas.manifest import HASH_SIZE, ManifestDocument
 from schemas.probe import ProbeDocument
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from desired_state.files import DocumentFiles
     from schemas.snapshot import FileRef, ModelSpec, SnapshotDocument
@@ -213,14 +213,17 @@ def load_manifests(files: DocumentFiles, specs: Iterable[ModelSpec]) -> dict[str
 
 
 def load_models(
-    files: DocumentFiles, specs: Iterable[ModelSpec], *, known: Container[str] = ()
+    files: DocumentFiles,
+    specs: Iterable[ModelSpec],
+    *,
+    kept: Callable[[str], ManifestDocument | None] = lambda _digest: None,
 ) -> dict[str, LoadedModel]:
     """The manifests that a snapshot binds, with their pieces.
 
     Args:
         files: the state of the repository that holds the snapshot.
         specs: models of the snapshot.
-        known: digests of manifests that need not be read, because the node has them.
+        kept: by digest, what was parsed before: such bytes are read and hashed like all others, and not parsed again.
 
     Returns:
         By manifest digest.
@@ -229,9 +232,12 @@ def load_models(
         MissingDocument, LimitExceeded, DigestMismatch: as `read_bound`.
         MalformedDocument: not a manifest, of another model, or with a pieces file that does not fit.
     """
-    wanted = [spec for spec in specs if spec.manifest.digest not in known]
+    wanted = list(specs)
     contents = read_bounds(files, [(spec.manifest, reader.MANIFEST_LIMIT) for spec in wanted])
-    manifests = {spec.manifest.digest: _manifest_of(spec, contents[spec.manifest.digest]) for spec in wanted}
+    manifests: dict[str, ManifestDocument] = {}
+    for spec in wanted:
+        digest = spec.manifest.digest
+        manifests[digest] = _manifest_of(spec, contents[digest], kept(digest))
     pieces = read_bounds(files, [(manifest.spec.pieces, _pieces_size(manifest)) for manifest in manifests.values()])
     return {
         digest: LoadedModel(digest, contents[digest], manifest, _pieces_of(manifest, pieces))
@@ -239,22 +245,24 @@ def load_models(
     }
 
 
-def load_probes(
-    files: DocumentFiles, specs: Iterable[ModelSpec], *, known: Container[str] = ()
-) -> dict[str, LoadedProbe]:
-    """The probes that a snapshot binds, by digest; arguments and errors as `load_models`."""
-    refs = [spec.validation.probe for spec in specs if spec.validation.probe.digest not in known]
-    contents = read_bounds(files, [(ref, reader.PROBE_LIMIT) for ref in refs])
-    paths = {ref.digest: ref.path for ref in refs}
+def load_probes(files: DocumentFiles, specs: Iterable[ModelSpec]) -> dict[str, LoadedProbe]:
+    """The probes that a snapshot binds, by digest; errors as `load_models`."""
     return {
-        digest: LoadedProbe(digest, contents[digest], parse_probe(contents[digest], file=path))
-        for digest, path in paths.items()
+        digest: LoadedProbe(digest, content, parse_probe(content, file=path))
+        for digest, (path, content) in read_probes(files, specs).items()
     }
 
 
-def _manifest_of(spec: ModelSpec, content: bytes) -> ManifestDocument:
+def read_probes(files: DocumentFiles, specs: Iterable[ModelSpec]) -> dict[str, tuple[str, bytes]]:
+    """By digest: path and bytes of the probes that a snapshot binds, not parsed; errors as `read_bound`."""
+    refs = {spec.validation.probe.digest: spec.validation.probe for spec in specs}
+    contents = read_bounds(files, [(ref, reader.PROBE_LIMIT) for ref in refs.values()])
+    return {digest: (ref.path, contents[digest]) for digest, ref in refs.items()}
+
+
+def _manifest_of(spec: ModelSpec, content: bytes, kept: ManifestDocument | None = None) -> ManifestDocument:
     path = spec.manifest.path
-    manifest = parse_manifest(content, file=path)
+    manifest = kept if kept is not None else parse_manifest(content, file=path)
     named = f"{manifest.metadata.name}:{manifest.metadata.version}"
     if named != spec.key:
         raise MalformedDocument(

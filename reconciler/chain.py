@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from schemas.base import API_VERSION
 from schemas.digests import digest_text
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reconciler.memory import IssueReceipt, VoidReceipts
+
+
+INSTANCES_OF_A_SUBJECT: Final = 8
+"""Instances of one subject whose receipts decide anything: the one that serves, and a few that a crash left beside it.
+One that is older was stopped long ago, for a node runs one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +183,19 @@ class Chain:
         return int(row[0]) if row else 0
 
     def standing(self) -> tuple[Receipt, ...]:
-        """The newest unvoided receipt of each subject and instance, oldest first."""
+        """The newest unvoided receipt of each subject and instance, oldest first; only the last instances of a subject.
+
+        Each swap makes an instance, and a receipt of its own: without a bound every pass would read, and every report
+        tell, as many as there ever were swaps.
+        """
         rows = self._db.execute(
             "SELECT number, subject, manifest, intent, issued_at, digest, content, signature <> '', strength"
-            " FROM receipts WHERE number IN (SELECT MAX(number) FROM receipts"
-            " WHERE voided_at IS NULL AND outcome = 'pass' GROUP BY subject, intent) ORDER BY number"
+            " FROM receipts WHERE number IN (SELECT newest FROM ("
+            "  SELECT MAX(number) AS newest,"
+            "  ROW_NUMBER() OVER (PARTITION BY subject ORDER BY MAX(number) DESC) AS place"
+            "  FROM receipts WHERE voided_at IS NULL AND outcome = 'pass' GROUP BY subject, intent)"
+            " WHERE place <= ?) ORDER BY number",
+            (INSTANCES_OF_A_SUBJECT,),
         )
         return tuple(
             Receipt(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from desired_state.load import Candidate
     from desired_state.snapshot import Snapshot
     from desired_state.trust import TrustLink, TrustState
+    from reconciler.documents import JournalDocuments
     from schemas.node import NodeConfig
     from schemas.ports import Ports
 
@@ -55,6 +56,8 @@ class Question:
     """The newest accepted timestamp, None before the first."""
     accepted: Accepted | None
     """What is in force."""
+    kept: JournalDocuments
+    """What it binds, and others that this node keeps."""
     agent: str
     now: datetime
 
@@ -103,7 +106,7 @@ def inquire(question: Question) -> Answer:
     that rotation revoked. Timestamps come next: they decide nothing, and are heard even where the snapshot is refused.
     """
     round_ = _Round.of(question)
-    choice, documents, error, results = _choose(round_.results(), round_.offers, question.accepted)
+    choice, documents, error, results = _choose(round_.results(), round_.offers, question)
     # One that has not moved stands behind what is in force; not so against two that contradict each other.
     contradicted = isinstance(error, Equivocation) and any(result.snapshot for result in results)
     standing = round_.stands and not contradicted
@@ -133,7 +136,7 @@ def inquire(question: Question) -> Answer:
 
 
 def _choose(
-    results: Sequence[RepositoryResult], offers: Sequence[_Offer], accepted: Accepted | None
+    results: Sequence[RepositoryResult], offers: Sequence[_Offer], question: Question
 ) -> tuple[Choice | None, dict[str, StoredDocument], ReconcileError | None, tuple[RepositoryResult, ...]]:
     """The highest valid snapshot whose documents are all there.
 
@@ -141,7 +144,7 @@ def _choose(
     that happens to be named first must not keep a whole one from being followed. What the snapshot in force binds was
     checked when it was accepted, and is not read again.
     """
-    left = tuple(results)
+    accepted, left = question.accepted, tuple(results)
     while left:
         try:
             choice = choose(left)
@@ -152,7 +155,7 @@ def _choose(
         files = next(offer.files for offer in offers if offer.url == choice.url)
         try:
             documents = {choice.snapshot.digest: StoredDocument("snapshot", choice.snapshot.content)}
-            return choice, documents | bound_documents(files, choice.snapshot.document), None, left
+            return choice, documents | bound_documents(files, choice.snapshot.document, question.kept), None, left
         except ReconcileError as error:
             left = tuple(
                 replace(result, snapshot=None, error=error) if result.url == choice.url else result for result in left

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from desired_state.document import SNAPSHOT_LIMIT, load
 from desired_state.layout import snapshot_file
-from reconciler.documents import bound_documents
+from reconciler.documents import JournalDocuments, bound_documents
 from reconciler.inquiry import Question, git_source, inquire
 from reconciler.journal import StoredDocument
 from reconciler.source import current_mark, current_timestamp, current_trust, known_verdicts, with_imported
@@ -105,6 +105,7 @@ def preview(config: NodeConfig, journal: Journal, *, ports: Ports, scratch: Path
         mark=mark,
         timestamp=current_timestamp(state, journal, ports),
         accepted=accepted,
+        kept=JournalDocuments(journal),
         agent=agent,
         now=now,
     )

@@ -146,6 +146,7 @@ class RepositorySource:
     def __init__(self, node: Node) -> None:
         self._config = node.config
         self._journal = node.journal
+        self._documents = node.documents
         self._state = node.state
         self._agent = node.agent
         self._ports = node.adapters.ports
@@ -174,6 +175,7 @@ class RepositorySource:
             mark=mark,
             timestamp=current_timestamp(self._state, self._journal, self._ports),
             accepted=self._journal.accepted(),
+            kept=self._documents,
             agent=self._agent,
             now=now,
         )

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("reconcile")
 
-_STEP_MS: Final = 50
-"""How often the library looks whether something came; it sleeps in between, outside the interpreter."""
+_STEP_MS: Final = 20
+"""How often the library looks whether something came, and how long it has to have been quiet then, so that a commit
+waits for 30 ms on average; it sleeps in between, outside the interpreter. A look costs some microseconds."""
 _DEBOUNCE_MS: Final = 50
-"""A push touches several files within milliseconds; they are one change."""
+"""A push touches several files within milliseconds; they are one change. What comes later is another pass."""
 _END_SECONDS: Final = 5.0
 _PACKED: Final = frozenset({"packed-refs"})
 

@@ -174,6 +174,7 @@ class Import:
                     mark=current_mark(site.state, site.journal, site.ports),
                     timestamp=current_timestamp(site.state, site.journal, site.ports),
                     accepted=site.journal.accepted(),
+                    kept=JournalDocuments(site.journal),
                     agent=site.agent,
                     now=self._now(),
                 )

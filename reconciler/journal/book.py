@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["KEPT_EVENTS", "KEPT_PASSES", "Journal"]
 
 KEPT_PASSES: Final = 2_000
-"""Rows kept, as of events."""
+"""Rows kept, as of events. What a pass intended goes with it: an instance that is older than that many passes is this
+node's by its receipt, and one that never earned any was cleared away by the next pass (I8)."""
+
+KEPT_PLANS: Final = 20
+"""Passes of which the plan and its actions are kept as they were carried out. A plan over thousands of models is
+megabytes; that it was made, and what came of it, is a line."""
+
+KEPT_ACCEPTED: Final = 1_000
+"""Accepted snapshots whose line is kept: years. Only the newest decides anything."""
 
 _COUNTED: Final = "counted"
 """The fact that says when running time was last counted."""
@@ -61,6 +69,9 @@ class Journal(Recollection):
                     write_time(accepted.accepted_at),
                 ),
             )
+            self._db.execute(
+                "DELETE FROM accepted WHERE number <= (SELECT MAX(number) FROM accepted) - ?", (KEPT_ACCEPTED,)
+            )
             self._set_fact("mark.forgotten", "")
             self._put_documents(documents)
             self._drop_documents(accepted.digest, documents)
@@ -83,6 +94,11 @@ class Journal(Recollection):
         if row is None:
             raise MissingDocument("no accepted snapshot binds it, or it is no longer kept", file=digest)
         return bytes(row[0])
+
+    def kind(self, digest: str) -> str:
+        """What a kept document is: `manifest`, `probe`, ...; empty when it is not kept."""
+        row = self._db.execute("SELECT kind FROM documents WHERE digest = ?", (digest,)).fetchone()
+        return str(row[0]) if row else ""
 
     def put_documents(self, documents: Mapping[str, StoredDocument]) -> None:
         """Keep documents that no snapshot binds: trust documents."""
@@ -115,8 +131,12 @@ class Journal(Recollection):
                 "INSERT INTO passes (started_at, snapshot, sequence, outcome, actions, plan) VALUES (?, ?, ?, ?, ?, ?)",
                 (write_time(now), snapshot, sequence, "running", actions, plan),
             )
-            self._db.execute("DELETE FROM passes WHERE number <= ?", ((cursor.lastrowid or 0) - KEPT_PASSES,))
-        return int(cursor.lastrowid or 0)
+            number = int(cursor.lastrowid or 0)
+            self._db.execute("DELETE FROM intents WHERE pass <= ?", (number - KEPT_PASSES,))
+            self._db.execute("DELETE FROM passes WHERE number <= ?", (number - KEPT_PASSES,))
+            self._db.execute("UPDATE intents SET action = '' WHERE pass = ?", (number - KEPT_PLANS,))
+            self._db.execute("UPDATE passes SET plan = '' WHERE number = ?", (number - KEPT_PLANS,))
+        return number
 
     def finish_pass(
         self,

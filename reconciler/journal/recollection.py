@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal
 
 from reconciler.journal.database import Database, maybe_time, read_time, write_time
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
 
 KEPT_EVENTS: Final = 10_000
 """Rows kept: years of a quiet node, days of a troubled one, a few MiB at most."""
+
+KEPT_REJECTIONS: Final = 1_000
+"""Subjects whose failure is remembered. Each is one that a network signed, and that failed here."""
+
+KEPT_HOLD: Final = timedelta(days=30)
+"""How long after its end a hold is remembered, for how often its subject has failed in a row."""
 
 CHECK: Final = "check/"
 """Facts of this name say which manifests a person wants to be hashed, and why."""
@@ -95,12 +102,18 @@ class Recollection(Database):
                 " VALUES (?, ?, ?, ?, ?, ?)",
                 (item.subject, item.model, item.reason, item.message, write_time(item.since), item.snapshot),
             )
+            self._db.execute(
+                "DELETE FROM rejections WHERE subject NOT IN"
+                " (SELECT subject FROM rejections ORDER BY since DESC, subject LIMIT ?)",
+                (KEPT_REJECTIONS,),
+            )
         elif isinstance(change, PutHold):
             held = change.hold
             self._db.execute(
                 "INSERT OR REPLACE INTO holds (subject, reason, message, failures, until) VALUES (?, ?, ?, ?, ?)",
                 (held.subject, held.reason, held.message, held.failures, write_time(held.until)),
             )
+            self._db.execute("DELETE FROM holds WHERE until < ?", (write_time(now - KEPT_HOLD),))
         elif isinstance(change, DropHold):
             self._db.execute("DELETE FROM holds WHERE subject = ?", (change.subject,))
         elif isinstance(change, Note):

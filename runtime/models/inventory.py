@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from runtime.models.capacity import allocated
-from runtime.models.layout import tree
+from runtime.models.layout import folder_name, tree
 from runtime.models.pieces import load_journal
 from runtime.models.shelf import blob_name_of
 from schemas.digests import short
@@ -13,8 +14,7 @@ from schemas.observation import ArchivedModel, PartialModel, StoredModel
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     from runtime.interfaces import Model
     from runtime.models.install import Rooms
@@ -41,9 +41,41 @@ def listing(rooms: Rooms) -> dict[str, ModelSeen]:
             found[digest] = PartialModel(digest, best.verified_bytes, quarantined=quarantined, own=own)
     for digest, record in rooms.archive.list().items():
         found[digest] = ArchivedModel(digest, record.size, own=record.stored)
-    for digest, folder in rooms.stamps.visible().items():
-        found[digest] = _stored(rooms, digest, folder)
+    found.update((seen.manifest, seen) for seen in _visible(rooms))
     return dict(sorted(found.items()))
+
+
+def _visible(rooms: Rooms) -> Iterator[StoredModel]:
+    """Every model that has a stamp and a folder.
+
+    A stamp says where its folder is, so that one look at it tells both whether it is there and what is in it. All
+    folders are only gone through for what is not where it should be.
+    """
+    astray: list[str] = []
+    for digest in rooms.stamps.named():
+        stamp = rooms.stamps.load(digest)
+        try:
+            files = tree(f"{rooms.layout.root}/{folder_name(stamp.name, stamp.version, digest)}") if stamp else None
+        except (FileNotFoundError, NotADirectoryError):
+            files = None
+        if stamp is None or files is None:
+            astray.append(digest)
+            continue
+        intact = rooms.stamps.intact(stamp, files)
+        yield StoredModel(
+            digest,
+            intact=intact,
+            size=stamp.size,
+            doubt=stamp.void,
+            guarded=stamp.guarded,
+            own=_own(files),
+            changed=() if intact else rooms.stamps.changes(stamp),
+        )
+    folders = rooms.layout.folders() if astray else {}
+    for digest in astray:
+        folder = folders.get(short(digest))
+        if folder is not None:
+            yield _astray(rooms, digest, folder)
 
 
 def _unfinished(rooms: Rooms, kind: str) -> dict[str, PartialModel]:
@@ -57,22 +89,25 @@ def _unfinished(rooms: Rooms, kind: str) -> dict[str, PartialModel]:
     return found
 
 
-def _stored(rooms: Rooms, digest: str, folder: Path) -> StoredModel:
-    stamp = rooms.stamps.load(digest)
-    files = tree(folder)
-    own = sum(seen.st_size for seen in files.values() if seen.st_nlink <= _OWN_NAMES)
-    if stamp is None:  # damaged: the folder is there, and nothing speaks for it
-        return StoredModel(digest, intact=False, size=sum(seen.st_size for seen in files.values()), own=own)
-    intact = rooms.stamps.intact(stamp)
+def _astray(rooms: Rooms, digest: str, folder: str) -> StoredModel:
+    """A folder that nothing speaks for: its stamp is damaged, or is about another place."""
+    stamp, files = rooms.stamps.load(digest), tree(folder)
+    if stamp is None:
+        return StoredModel(digest, intact=False, size=sum(seen.st_size for seen in files.values()), own=_own(files))
     return StoredModel(
         digest,
-        intact=intact,
+        intact=False,
         size=stamp.size,
         doubt=stamp.void,
         guarded=stamp.guarded,
-        own=own,
-        changed=() if intact else rooms.stamps.changes(stamp),
+        own=_own(files),
+        changed=rooms.stamps.changes(stamp),
     )
+
+
+def _own(files: Mapping[str, os.stat_result]) -> int:
+    """Bytes that only this model needs."""
+    return sum(seen.st_size for seen in files.values() if seen.st_nlink <= _OWN_NAMES)
 
 
 def room(rooms: Rooms, model: Model, files: Sequence[FilePieces]) -> int:
@@ -106,10 +141,13 @@ def residue(rooms: Rooms) -> int:
     root = rooms.layout.root
     visible = rooms.stamps.visible()
     known = {short(digest) for digest in visible} | {path.name[:12] for path in _children(root / "partial")}
-    lost = [folder for digits, folder in rooms.layout.folders().items() if digits not in known]
+    lost = [Path(folder) for digits, folder in rooms.layout.folders().items() if digits not in known]
     lost += [*_children(root / "trash"), *rooms.archive.unfinished()]
     total = sum(seen.st_size for folder in lost for seen in _below(folder) if seen.st_nlink <= _OWN_NAMES)
-    blobs = (blob.lstat() for prefix in _children(root / "blobs") for blob in _children(prefix))
+    try:
+        blobs = tree(root / "blobs").values()
+    except FileNotFoundError:
+        return total
     return total + sum(seen.st_size for seen in blobs if seen.st_nlink == 1)
 
 

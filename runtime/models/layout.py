@@ -53,6 +53,12 @@ def blob_name(digest: str, hashes: bytes) -> str:
     return f"{hex_of(digest)}-{short(digest_bytes(hashes), 32)}"
 
 
+def folder_name(name: str, version: str, digest: str) -> str:
+    """Where a model version lies below the root. A model that is called like a folder of ours gets a trailing `_`."""
+    safe = f"{name}_" if name in _RESERVED else name
+    return f"{safe}/{version}@{short(digest)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Paths below the store's root."""
@@ -64,24 +70,26 @@ class Layout:
         return self.root / "blobs" / name[:2] / name
 
     def folder(self, name: str, version: str, digest: str) -> Path:
-        """The folder of a model version. A model with the name of one of our own folders gets a trailing `_`."""
-        safe = f"{name}_" if name in _RESERVED else name
-        return self.root / f"{safe}/{version}@{short(digest)}"
+        """The folder of a model version."""
+        return self.root / folder_name(name, version, digest)
 
-    def folders(self) -> dict[str, Path]:
+    def folders(self) -> dict[str, str]:
         """Folders of model versions that are there, by the digits of the manifest's digest in their name.
+
+        As text: a daemon asks for hundreds of them at every look, and a `Path` takes as long as the folder itself.
 
         Raises:
             OSError: the store cannot be read.
         """
-        found: dict[str, Path] = {}
-        for name in _folders_in(os.fspath(self.root)):
+        found: dict[str, str] = {}
+        root = os.fspath(self.root)
+        for name in _folders_in(root):
             if name in _RESERVED:
                 continue
-            for version in _folders_in(f"{self.root}/{name}"):
+            for version in _folders_in(f"{root}/{name}"):
                 _, at, digits = version.rpartition("@")
                 if at:
-                    found[digits] = self.root / f"{name}/{version}"
+                    found[digits] = f"{root}/{name}/{version}"
         return found
 
     def stamp(self, digest: str) -> Path:
@@ -146,7 +154,7 @@ def open_regular(base: Path, relative: str, flags: int = os.O_RDONLY, *, mode: i
     return file
 
 
-def tree(base: Path) -> dict[str, os.stat_result]:
+def tree(base: Path | str) -> dict[str, os.stat_result]:
     """Everything below a folder that is not itself a folder, by relative path; no link is followed.
 
     Raises:

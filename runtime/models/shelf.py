@@ -12,6 +12,7 @@ Callers hold the store's lock.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.models.filesystem import has_verity
@@ -24,7 +25,6 @@ from schemas.errors import StateCorrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from runtime.interfaces import Model
     from runtime.models.layout import Layout
@@ -171,7 +171,7 @@ class Shelf:
             OSError: the disk refused.
         """
         folder = self._layout.folders().get(short(digest))
-        hidden = self._hide(folder) if folder is not None else None
+        hidden = self._hide(Path(folder)) if folder is not None else None
         # Before the deletion: on a full disk, its space lets the stamps of models that share content be rewritten.
         self._stamps.drop(digest)
         if hidden is not None:
@@ -260,7 +260,7 @@ class Shelf:
         known.update(short(f"blake3:{path.name}") for path in _children(self._layout.root / "partial"))
         for digits, folder in self._layout.folders().items():
             if digits not in known:
-                self.discard(folder)
+                self.discard(Path(folder))
         for path in _children(self._layout.root / "trash"):
             self._delete(path)
         self._drop_blobs()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import StringConstraints
 
-from runtime.models.layout import READ_ONLY, tree
+from runtime.models.layout import READ_ONLY, hex_of, tree
 from runtime.models.records import Fingerprint, load, read_small, save
 from schemas.base import Digest, Frozen, Name, RelativePath, Text, Time, Version
 from schemas.digests import short
@@ -24,7 +24,7 @@ from schemas.manifest import HASH_SIZE, PIECE_SIZE
 from schemas.observation import Difference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from runtime.models.layout import Layout
@@ -84,22 +84,33 @@ class Stamps:
         Raises:
             OSError: it is there and cannot be read.
         """
-        path = self._layout.stamp(digest)
         # A daemon reads a hundred stamps at every look, of which none has changed: a stat says so in a tenth of the
         # time. It is taken before the reading, so that a stamp that is replaced meanwhile is read again.
-        seen = _identity(path)
+        seen = _identity(f"{self._layout.root}/stamps/{hex_of(digest)}.json")
         known = self._read.get(digest)
         if known is not None and known[0] == seen:
             return known[1]
-        stamp = load(path, Stamp)
+        stamp = load(self._layout.stamp(digest), Stamp)
         if stamp is None or stamp.manifest != digest:
             self._read.pop(digest, None)
             return None
         self._read[digest] = (seen, stamp)
         return stamp
 
-    def visible(self) -> dict[str, Path]:
-        """The folder of every model that has a stamp, by manifest digest, sorted.
+    def visible(self) -> dict[str, str]:
+        """The folder of every model that has a stamp, by manifest digest, sorted; as text, as `Layout.folders`.
+
+        Raises:
+            OSError: the store cannot be read.
+        """
+        digests = self.named()
+        if not digests:
+            return {}
+        folders = self._layout.folders()
+        return {digest: folder for digest in digests if (folder := folders.get(short(digest))) is not None}
+
+    def named(self) -> list[str]:
+        """Manifest digests that have a file in the folder of stamps, sorted; whether they are visible, folders say.
 
         Raises:
             OSError: the store cannot be read.
@@ -107,10 +118,8 @@ class Stamps:
         try:
             names = sorted(os.listdir(self._layout.root / "stamps"))  # noqa: PTH208 - two for each model
         except FileNotFoundError:
-            return {}
-        folders = self._layout.folders()
-        digests = (f"blake3:{name.removesuffix('.json')}" for name in names if name.endswith(".json"))
-        return {digest: folder for digest in digests if (folder := folders.get(short(digest))) is not None}
+            return []
+        return [f"blake3:{name.removesuffix('.json')}" for name in names if name.endswith(".json")]
 
     def stored(self) -> tuple[Stamp, ...]:
         """The readable stamps of visible models, by manifest digest.
@@ -151,14 +160,20 @@ class Stamps:
         self._files.remove(self._layout.stamp(digest))
         self._files.remove(self._layout.pieces(digest))
 
-    def intact(self, stamp: Stamp) -> bool:
-        """Whether the folder holds exactly the verified files, none of which changed since. Costs only stats."""
+    def intact(self, stamp: Stamp, found: Mapping[str, os.stat_result] | None = None) -> bool:
+        """Whether the folder holds exactly the verified files, none of which changed since. Costs only stats.
+
+        Args:
+            stamp: what was verified.
+            found: everything below its folder, where somebody has just looked (`layout.tree`).
+        """
         if stamp.void:
             return False
-        try:
-            found = tree(self.folder(stamp))
-        except OSError:
-            return False
+        if found is None:
+            try:
+                found = tree(self.folder(stamp))
+            except OSError:
+                return False
         if len(found) != len(stamp.files):
             return False
         return all(file.path in found and file.seen.matches(found[file.path]) for file in stamp.files)
@@ -256,10 +271,10 @@ def _moment(nanoseconds: int) -> str:
     return datetime.fromtimestamp(nanoseconds / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _identity(path: Path) -> tuple[int, ...]:
+def _identity(path: str) -> tuple[int, ...]:
     """What changes whenever a file does, or is replaced; nothing, which is no stamp's, where there is none."""
     try:
-        seen = path.lstat()
+        seen = os.lstat(path)
     except OSError:
         return ()
     return (seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from runtime.models import formats, hashing, inventory
 from runtime.models.archive import Archive, SourceChanged
@@ -22,7 +23,6 @@ from schemas.errors import DownloadFailed, ModelCorrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from runtime.interfaces import Model, Progress, Scrubbed
     from runtime.models.pieces import FilePieces
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from schemas.node import SourcePolicy
     from schemas.observation import ModelSeen
     from schemas.ports import Ports, Stop
+
+
+TIDY_SECONDS: Final = 60.0
+"""How long a store in which nothing lies about is taken to be so. A crash leaves something, and whoever comes after it
+looks first; so does whoever changed something. Only other hands can leave something else, and looking for that costs
+more than all the rest of an idle pass."""
 
 
 class DiskModelStore:
@@ -78,6 +84,8 @@ class DiskModelStore:
             nearby=nearby,
             reach=reach or Reach(),
         )
+        self._tidy_until: float | None = None
+        """Monotonic time until which nothing need be looked for that lies about; None where nobody knows."""
         self._busy: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     # --- looking ------------------------------------------------------------------------------------------------------
@@ -98,7 +106,7 @@ class DiskModelStore:
             KeyError: not stored.
         """
         with self._lock:
-            return self._stamps.visible()[digest]
+            return Path(self._stamps.visible()[digest])
 
     def missing(self, model: Model) -> int:
         """Bytes that `acquire` would have to fetch: neither stored, nor verified in part, nor known piece by piece.
@@ -134,8 +142,13 @@ class DiskModelStore:
         Raises:
             OSError: the store cannot be read.
         """
+        now = self._ports.clock.monotonic()
         with self._lock:
-            return inventory.residue(self._rooms)
+            if self._tidy_until is not None and now < self._tidy_until:
+                return 0
+            found = inventory.residue(self._rooms)
+            self._tidy_until = None if found else now + TIDY_SECONDS
+        return found
 
     def cold_free(self) -> int | None:
         """Free bytes of the cold disk; None where it is the disk of the store."""
@@ -272,6 +285,7 @@ class DiskModelStore:
             DownloadFailed: the disk failed.
         """
         with disk_errors("sweeping the model store"), self._lock:
+            self._tidy_until = None
             self._shelf.sweep()
             for path in self._archive.unfinished():
                 self._ports.files.remove(path)
@@ -342,7 +356,10 @@ class DiskModelStore:
         with self._lock:
             busy = self._busy[digest]
         with busy, disk_errors(what):
-            yield
+            try:
+                yield
+            finally:
+                self._tidy_until = None
 
 
 def _difference(files: Sequence[FilePieces], bad: frozenset[int], after: Mapping[str, Fingerprint]) -> str:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from reconciler import chain
 from reconciler.chain import Issuer
-from reconciler.journal import Accepted, Journal, StoredDocument
+from reconciler.journal import Accepted, Journal, StoredDocument, book, recollection
 from reconciler.journal.migrations import SCHEMA
+from reconciler.journal.recollection import KEPT_HOLD
 from reconciler.memory import (
     CommitGood,
     DropHold,
@@ -101,6 +103,42 @@ def test_memory_survives_reopening(tmp_path: Path) -> None:
     assert before.intents == {"a1"}
     assert before.suspended == "maintenance"
     second.close()
+
+
+def test_nothing_grows_without_end(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Years of swaps, failures and snapshots leave bounded tables, and what serves keeps its proof (I8).
+
+    But for the receipts, which are the node's evidence: of those a decision reads what instances can have left.
+    """
+    for name, bound in (("KEPT_PASSES", 6), ("KEPT_PLANS", 2), ("KEPT_ACCEPTED", 5)):
+        monkeypatch.setattr(book, name, bound)
+    monkeypatch.setattr(recollection, "KEPT_REJECTIONS", 4)
+    of, swaps = target(), 40
+    for number in range(swaps):
+        now, intent = NOW + timedelta(days=number), f"a{number}"
+        journal.accept(accepted(number), {}, Note("Normal", "SnapshotAccepted", "x"))
+        made = journal.begin_pass(snapshot="s", sequence=number, actions=1, plan='{"long": 1}', now=now)
+        journal.begin(intent, pass_number=made, action='{"long": 1}', kind="start-instance", spec_digest="d", now=now)
+        rejection = Rejection(digest_text(intent), "m:v2", "ValidationFailed", "wrong", now, digest_text("snapshot"))
+        hold = Hold(intent, "R", "m", 1, now + timedelta(minutes=1))
+        changes = (PutModel(record(state="Pending")), PutHold(hold), Reject(rejection), issue(of, intent=intent))
+        journal.finish(intent, outcome="done", error="", changes=changes, now=now)
+        journal.finish_pass(made, outcome="applied", downtime_ms=0, summary="x", applied="s", now=now)
+    known = memory(journal)
+    last = f"a{swaps - 1}"
+    assert [receipt.intent for receipt in known.receipts][-1] == last
+    assert len(known.receipts) == chain.INSTANCES_OF_A_SUBJECT
+    assert known.intents == {f"a{number}" for number in range(swaps - chain.INSTANCES_OF_A_SUBJECT, swaps)}
+    assert last in known.holds
+    assert len(known.holds) == KEPT_HOLD.days + 1
+    assert sorted(known.rejections) == sorted(digest_text(f"a{number}") for number in range(swaps - 4, swaps))
+    rows = {
+        table: journal._db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+        for table in ("accepted", "passes", "intents", "receipts")
+    }
+    assert rows == {"accepted": 5, "passes": 6, "intents": 6, "receipts": swaps}
+    texts = journal._db.execute("SELECT COUNT(*) FROM passes WHERE plan <> ''").fetchone()
+    assert texts == journal._db.execute("SELECT COUNT(*) FROM intents WHERE action <> ''").fetchone() == (2,)
 
 
 def test_outcome_and_memory_are_one_transaction(journal: Journal) -> None:

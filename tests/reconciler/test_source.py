@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from reconciler import documents
 from reconciler.documents import JournalDocuments
 from reconciler.journal import Journal
 from reconciler.loop import Reconciler
@@ -59,9 +60,9 @@ class Fleet:
         """A new agent with the real source and the real documents."""
         simulated = self.simulated
         ports = replace(simulated.node.adapters.ports, processes=host_ports().processes)
-        documents = JournalDocuments(simulated.journal)
-        adapters = replace(simulated.node.adapters, ports=ports, documents=documents)
-        self.node = replace(simulated.node, adapters=adapters, documents=documents)
+        kept = JournalDocuments(simulated.journal)
+        adapters = replace(simulated.node.adapters, ports=ports, documents=kept)
+        self.node = replace(simulated.node, adapters=adapters, documents=kept)
         self.reconciler = Reconciler(self.node, RepositorySource(self.node), Recorder())
 
     def run(self) -> PassResult:
@@ -118,6 +119,26 @@ def test_first_and_next_snapshot_are_put_in_force(tmp_path: Path, origin: Reposi
     assert fleet.sequence() == 2
     reasons = [event.reason for event in fleet.node.journal.events()]
     assert reasons.count("SnapshotAccepted") == 2
+
+
+def test_what_is_kept_is_not_parsed_again_and_still_has_to_be_what_was_signed_for(
+    tmp_path: Path, origin: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new snapshot costs what is new in it; a repository whose documents have other bytes does not count (I1)."""
+    fleet = Fleet(tmp_path, origin)
+    fleet.run()
+    parsed: list[str] = []
+    parse = documents.parse_probe
+    monkeypatch.setattr(
+        documents, "parse_probe", lambda content, file: parsed.append(file) or parse(content, file=file)
+    )
+    successor(origin)
+    fleet.run()
+    assert (fleet.sequence(), parsed) == (2, [])
+    origin.write("probes/m.yaml", network.probe_text() + b"# changed")
+    successor(origin, 3)
+    assert fleet.source() == ("False", "DigestMismatch")
+    assert fleet.sequence() == 2
 
 
 def test_unmoved_repository_is_neither_fetched_nor_verified_again(tmp_path: Path, origin: Repository) -> None:

@@ -1,0 +1,215 @@
+"""A real daemon over hundreds of swaps and thousands of passes, looked at from outside: what of it grows.
+
+The network, its repository, its signatures, the mirror, the engines and the front are the demo's, all real. Nothing is
+asked of the agent but what any client asks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demo import RECONCILE
+from model_server import serving
+
+from reconciler.asking import ask
+from reconciler.published import read_status
+from reconciler.state_dir import StateDir
+from schemas.control import Reconcile
+from tests.support.front import eventually
+from tests.support.quiet_demo import QuietDemo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from schemas.status import ServingStatus
+
+CONTEXT = 512
+CONTEXTS = 250
+"""Tokens of the context, and how many values it takes in turn: another value is another spec, so that the instance has
+to be replaced, and none comes again so soon that its starts would look like a loop of crashes."""
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a daemon holds at rest."""
+
+    swaps: int
+    passes: int
+    memory: float
+    """MiB that are its own: resident, not backed by a file."""
+    descriptors: int
+    threads: int
+    children: int
+    """Its own child processes; engines and front are none."""
+    engines: int
+    """Instances of which a process lives."""
+    mounts: int
+    files: int
+    """Files and folders below the state directory."""
+    disk: int
+    """KiB below the state directory, without the models."""
+    database: int
+    """KiB of the journal and what belongs to it."""
+    receipts: int
+    """Statements of the chain, which is kept whole."""
+    rows: int
+    """Rows of all other tables."""
+    status: int
+    """Bytes of the published status."""
+    cpu: float
+    """Processor seconds that it and its children have taken so far."""
+
+
+class SoakedDemo(QuietDemo):
+    """The demo with one thread for each engine: several would wait for each other on a machine that is busy."""
+
+    def run(self, *arguments: str, code: int = 0, brief: bool = False, quiet: bool = False) -> str:
+        """As asked, with one thread."""
+        fewer = {"threads=2": "threads=1"}
+        ready = [fewer.get(item, item) for item in arguments]
+        if "--threads" in ready:
+            ready[ready.index("--threads") + 1] = "1"
+        return super().run(*ready, code=code, brief=brief, quiet=quiet)
+
+
+class Soak:
+    """A node that a daemon looks after."""
+
+    def __init__(self, demo: QuietDemo, daemon: subprocess.Popen[bytes]) -> None:
+        self._demo = demo
+        self._daemon = daemon
+        self._state = StateDir(demo.folder / "node")
+        self.swaps = 0
+        self.passes = 0
+
+    def swap(self) -> None:
+        """Sign another runtime, and wait until it serves with a receipt."""
+        self.swaps += 1
+        before = self._serving()
+        wanted = f"contextSize={CONTEXT + 8 * (self.swaps % CONTEXTS)}"
+        self._demo.operate("runtime", "set", "main", "--engine", "llamacpp", "--arg", wanted)
+        self._demo.publish(f"swap {self.swaps}")
+        # The commit wakes the daemon as well: whichever pass comes first makes the swap.
+        self.look()
+        after = self._serving()
+        assert after.instance != before.instance
+        assert after.receipt is not None
+
+    def _serving(self) -> ServingStatus:
+        status = read_status(self._state)
+        assert status is not None
+        assert status.serving is not None, status
+        return status.serving
+
+    def look(self) -> None:
+        """Have the daemon make a pass, which must come to nothing that is wrong."""
+        done = ask(self._state, Reconcile())
+        assert done.exit_code == 0, done
+        self.passes += 1
+
+    def measure(self) -> Look:
+        """What it holds now, at rest."""
+        process = Path(f"/proc/{self._daemon.pid}")
+        lines = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        ticks = (process / "stat").read_text().rpartition(")")[2].split()[11:15]
+        below = list(self._below())
+        with closing(sqlite3.connect(f"file:{self._state.journal}?mode=ro", uri=True, timeout=30)) as database:
+            tables = [row[0] for row in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+            rows = {name: database.execute(f"SELECT COUNT(*) FROM {name}").fetchone()[0] for name in tables}
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        return Look(
+            swaps=self.swaps,
+            passes=self.passes,
+            memory=int(lines["RssAnon"].split()[0]) / 1024,
+            descriptors=len(list((process / "fd").iterdir())),
+            threads=int(lines["Threads"]),
+            children=len((process / "task" / str(self._daemon.pid) / "children").read_text().split()),
+            engines=len(self._demo.engines()),
+            mounts=sum(str(self._demo.folder) in line for line in mounts),
+            files=len(below),
+            disk=sum(_size(path) for path in below if self._state.models not in path.parents) // 1024,
+            database=sum(_size(path) for path in self._state.root.glob("state.db*")) // 1024,
+            receipts=rows.pop("receipts"),
+            rows=sum(rows.values()),
+            status=self._state.status.stat().st_size,
+            cpu=sum(map(int, ticks)) / _TICKS,
+        )
+
+    def _below(self) -> Iterator[Path]:
+        for folder, _, names in os.walk(self._state.root):
+            yield Path(folder)
+            yield from (Path(folder, name) for name in names)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0  # it was on its way out
+
+
+@contextmanager
+def soaking(folder: Path) -> Iterator[Soak]:
+    """A network of one model, and a daemon that serves it."""
+    demo = SoakedDemo(folder, "native")
+    demo.make_models()
+    with serving(folder / "mirror") as demo.mirror:
+        try:
+            demo.found()
+            command = [str(RECONCILE), "--watch", "--interval", "1h", "--config", str(demo.config)]
+            with (folder / "daemon.log").open("ab") as log, subprocess.Popen(command, stderr=log) as daemon:
+                try:
+                    eventually((folder / "node" / "run" / "control.sock").exists, "the daemon listens")
+                    made = Soak(demo, daemon)
+                    made.look()
+                    yield made
+                    assert daemon.poll() is None, "the daemon ended"
+                finally:
+                    daemon.send_signal(signal.SIGTERM)
+                    daemon.wait(60)
+        finally:
+            demo.stop_runtime()
+
+
+def grown(before: Look, after: Look) -> dict[str, float]:
+    """By what was measured: how much more it is."""
+    return {item.name: getattr(after, item.name) - getattr(before, item.name) for item in fields(Look)}
+
+
+BOUNDS = {"memory": 8.0, "descriptors": 2, "threads": 1, "children": 0, "engines": 0, "mounts": 0, "status": 4096}
+"""How much more of each there may be, however long it goes on: a library's cache, a connection that is kept, a line of
+the status that is longer."""
+
+MOST_FILES = 1_000
+"""Files and folders below the state directory: the mirror's packs and loose refs up to its next cleaning, what is kept
+of sixteen instances that are gone, and what runs."""
+MOST_DISK = 64 * 1024
+"""KiB of all of them without the models."""
+DATABASE_PER_SWAP = 24
+"""KiB of the journal for each swap until its tables are full; 4 MiB besides, to which its log grows before it is
+written back."""
+DATABASE_ANYWAY = 4 * 1024
+ROWS_PER_SWAP = 40
+
+
+def check(before: Look, after: Look) -> None:
+    """Nothing has grown beyond its bound."""
+    more = grown(before, after)
+    swaps = more["swaps"]
+    over = {name: more[name] for name, bound in BOUNDS.items() if more[name] > bound}
+    assert not over, (over, before, after)
+    assert (after.engines, after.children) == (1, 0), after
+    assert after.files < MOST_FILES, after
+    assert after.disk < MOST_DISK, after
+    assert more["database"] <= DATABASE_PER_SWAP * swaps + DATABASE_ANYWAY, (before, after)
+    assert more["rows"] <= ROWS_PER_SWAP * swaps, (before, after)
+    # One for what serves now, and one that says that what served before does no longer.
+    assert more["receipts"] <= 2 * swaps, (before, after)
