@@ -157,7 +157,7 @@ class ContainerEngine:
         """The end of what the container printed."""
         try:
             with self._translated():
-                tail = self._api.logs(name, stdout=True, stderr=True, tail=200)
+                tail = self._api.logs(self._at(name), stdout=True, stderr=True, tail=200)
         except (BackendUnavailable, StartFailed):
             return ""
         return bytes(tail)[-limit:].decode(errors="replace")
@@ -179,7 +179,7 @@ class ContainerEngine:
                 return
             # Podman refuses to read a log that it is rotating: the next look finds what there is then.
             with suppress(StartFailed) if follow else nullcontext(), self._translated():
-                text = bytes(self._api.logs(name, stdout=True, stderr=True, timestamps=True, **asked))
+                text = bytes(self._api.logs(self._at(name), stdout=True, stderr=True, timestamps=True, **asked))
             last = not follow or not detail["State"].get("Running")
             yield from place.news(text, whole=last)
             tail = "all"
@@ -431,7 +431,7 @@ class ContainerEngine:
             return
         kept = bytearray()
         bound = min(int(limit) if limit.isdigit() else OUTPUT_LIMIT, 64 * OUTPUT_LIMIT)
-        for part in self._api.logs(name, stdout=True, stderr=True, stream=True, follow=False):
+        for part in self._api.logs(self._at(name), stdout=True, stderr=True, stream=True, follow=False):
             kept += part
             del kept[:-bound]
         self._ports.files.write(Path(folder) / "output.log", bytes(kept), mode=0o600)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.memory import AskCheck, Note
 from reconciler.target import withdrawn
-from schemas.observation import Instance
+from schemas.observation import Difference, Instance
 from tests.desired_state.network import signatures
 from tests.simulation.faults import CrashError
 from tests.simulation.network import (
@@ -266,6 +266,13 @@ class Schedule:
                 else:
                     room.instances[item.name] = replace(item, health="unhealthy", detail="no token for 60 s")
 
+    def _hands(self) -> None:
+        """Somebody else changes what runs: a limit, or what only another instance has again."""
+        for room in self.world.rooms.values():
+            for item in room.running():
+                limit = Difference("memory", "8 GiB", "4 GiB", mendable=True)
+                room.change(item.name, self.chance.choice((limit, Difference("network", "none", "bridge"))))
+
     def _backend(self) -> None:
         """A backend cannot be seen for a while."""
         room = self.world.rooms[self.chance.choice(("native", "docker"))]
@@ -473,6 +480,7 @@ HAPPENINGS: Final[dict[str, tuple[int, Callable[[Schedule], None]]]] = {
     "a repository goes back": (2, Schedule._go_back),
     "a repository goes or comes": (2, Schedule._repositories),
     "an engine dies": (4, Schedule._kill),
+    "somebody changes an engine": (2, Schedule._hands),
     "a backend hides or shows": (2, Schedule._backend),
     "a model goes bad or good": (3, Schedule._engine),
     "mirrors fail or recover": (3, Schedule._mirrors),
