@@ -348,7 +348,7 @@ class RealBackendContract(BackendContract):
         """Field by field, by an agent that comes later too; while it runs, and nothing else of it changes."""
         spec = harness.spec("a1")
         run(harness, harness.attach(), spec)
-        before = look(harness.attach(), spec)
+        (before,) = harness.attach().list()
         assert before.changed == ()
         half = spec.target.resources.memory // 2
         harness.squeeze(harness.attach(), spec, half)
