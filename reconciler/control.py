@@ -20,9 +20,19 @@ from pydantic import ValidationError
 
 from reconciler import progress
 from runtime.connection import peer
-from schemas.control import PASSES, REQUEST_LIMIT, ControlDone, ControlFailed, ControlRequest, PassReport, Reconcile
+from schemas.control import (
+    PASSES,
+    REQUEST_LIMIT,
+    Apply,
+    ControlDone,
+    ControlFailed,
+    ControlRequest,
+    PassReport,
+    Reconcile,
+    Validate,
+)
 from schemas.control import Reload as ReloadConfig
-from schemas.errors import PeerRefused, ReconcileError, UsageError
+from schemas.errors import PeerRefused, ReconcileError, StalePlan, UsageError
 from schemas.failure import failure_of
 
 if TYPE_CHECKING:
@@ -33,7 +43,7 @@ if TYPE_CHECKING:
     from reconciler.loop import PassResult
     from reconciler.watch import Wake
     from schemas.control import Question
-    from schemas.plan import Action
+    from schemas.plan import Action, Plan
 
 LOG = logging.getLogger("reconcile")
 
@@ -72,14 +82,21 @@ class Asked:
 class Audience:
     """Those who asked and wait. A reporter of passes: what happens is told to all of them, and to a display."""
 
-    def __init__(self, carry: Callable[[Question], int], wake: Wake) -> None:
+    def __init__(
+        self,
+        carry: Callable[[Question], int],
+        wake: Wake,
+        look: Callable[[Validate], dict[str, Any]] | None = None,
+    ) -> None:
         """Nobody has asked yet.
 
         Args:
             carry: records what is wanted where the next pass finds it; how many things changed. Called by any thread.
             wake: wakes the one thread that decides.
+            look: answers what changes nothing, and needs no pass. Called by any thread.
         """
         self._carry = carry
+        self._look = look
         self._wake = wake
         self._waiting: list[Asked] = []
         self._taken: list[Asked] = []
@@ -88,12 +105,14 @@ class Audience:
 
     # --- who asks -------------------------------------------------------------------------------------------------
 
-    def ask(self, question: Question) -> Asked | int:
+    def ask(self, question: Question) -> Asked | int | dict[str, Any]:
         """Record a question: an answer, or what to wait for.
 
         Raises:
             ReconcileError: it cannot be recorded.
         """
+        if isinstance(question, Validate) and self._look is not None:
+            return self._look(question)
         count = self._carry(question)
         asked = Asked(question) if isinstance(question, PASSES) else None
         if asked is not None:
@@ -111,24 +130,36 @@ class Audience:
 
     # --- the thread that decides ----------------------------------------------------------------------------------
 
-    def serve(self, run_pass: Callable[[bool], PassResult]) -> PassResult:
+    def serve(self, run_pass: Callable[[bool, Plan | None], PassResult]) -> PassResult:
         """Make a pass for whoever waits for one, and tell them how it ended.
 
+        A saved plan gets a pass of its own: that it is stale concerns nobody else.
+
         Args:
-            run_pass: the pass; told whether maintenance windows are ignored.
+            run_pass: the pass; told whether maintenance windows are ignored, and the saved plan that is carried out.
 
         Raises:
             ReconcileError: the pass was refused; they know.
         """
         with self._lock:
-            self._taken, self._waiting = self._waiting, []
-            taken = list(self._taken)
+            plans = [number for number, item in enumerate(self._waiting) if isinstance(item.question, Apply)]
+            until = len(self._waiting) if not plans else plans[0] or 1
+            self._taken, self._waiting = self._waiting[:until], self._waiting[until:]
+            taken, others = list(self._taken), bool(self._waiting)
         questions = [asked.question for asked in taken]
         try:
-            result = run_pass(any(isinstance(item, Reconcile) and item.ignore_windows for item in questions))
+            result = run_pass(
+                any(isinstance(item, Reconcile) and item.ignore_windows for item in questions),
+                next((item.plan for item in questions if isinstance(item, Apply)), None),
+            )
         except ReconcileError as error:
             self._end(_line(ControlFailed(failure=failure_of(error))))
+            if others or isinstance(error, StalePlan):
+                # Whatever woke the loop besides has not been looked at.
+                self._wake.now()
             raise
+        if others:
+            self._wake.now()
         if taken:
             report = PassReport(exit_code=result.exit_code, status=result.status, plan=result.plan)
             self._end(_line(ControlDone(result=report)))
@@ -241,8 +272,9 @@ def _answer(connection: socket.socket, audience: Audience, room: threading.Bound
             except ReconcileError as error:
                 _write(connection, _line(ControlFailed(failure=failure_of(error))))
                 return
-            if isinstance(answer, int):
-                _write(connection, _line(ControlDone(count=answer)))
+            if not isinstance(answer, Asked):
+                done = ControlDone(count=answer) if isinstance(answer, int) else ControlDone(document=answer)
+                _write(connection, _line(done))
                 return
             try:
                 event: progress.Event = {"event": ""}

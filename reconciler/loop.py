@@ -27,6 +27,7 @@ from reconciler.signing import LOCKED, ReceiptSigner
 from reconciler.status import Finding, exit_code, summarise, with_receipts
 from reconciler.suspension import until_it_serves
 from reconciler.target import choose
+from reconciler.tempo import Next, retests
 from runtime.interfaces import SOCKET_NAME
 from schemas.errors import EngineUnreachable, MissingDocument, StalePlan, of_disk
 from schemas.observation import Present, StoredModel, Unknown
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from reconciler.lookout import Lookout
     from reconciler.state_dir import StateDir
     from reconciler.status import SourceReport
-    from reconciler.tempo import Next, Tempo
+    from reconciler.target import Choice
+    from reconciler.tempo import Tempo
     from runtime.interfaces import Backend, Front, HardwareProbe
     from schemas.errors import ReconcileError
     from schemas.manifest import ManifestDocument
@@ -439,17 +441,26 @@ class Reconciler:
             receipts=self._receipts(),
             every={spec.manifest.digest: spec.validation.every for spec in choice.serve},
             config_error=self._config_error,
-            next=self._next(report, plan, accepted),
+            next=self._next(report, plan, accepted, self._due(observed, choice)),
         )
         status = summarise(finding)
         self._publish(status)
         return status, exit_code(finding, status), finding.next
 
-    def _next(self, report: SourceReport, plan: Plan, accepted: Accepted | None) -> Next | None:
+    def _next(self, report: SourceReport, plan: Plan, accepted: Accepted | None, others: Sequence[Next]) -> Next | None:
         if self._tempo is None:
             return None
         expires = accepted.expires_at if accepted is not None else None
-        return self._tempo.after(self._node.adapters.ports.clock.now(), report.error, plan, expires)
+        return self._tempo.after(self._node.adapters.ports.clock.now(), report.error, plan, expires, others)
+
+    def _due(self, observed: Observed, choice: Choice) -> list[Next]:
+        """What comes at a known time without anything having moved: retests, and the scrub."""
+        if self._tempo is None:
+            return []
+        found = retests(observed, choice)
+        settings = self._node.config.models.scrub
+        scrub = self._node.adapters.store.scrub_due(every=settings.every) if settings.rate else None
+        return [*found, *([Next(scrub[1], f"the scrub looks through {scrub[0]}")] if scrub is not None else [])]
 
     def _sources(self, desired: Desired, observed: Observed) -> Mapping[str, tuple[str, ...]]:
         """Where each model may be fetched from. The store adds the node's own fallback list after these."""
@@ -500,7 +511,7 @@ def _without_times(status: NodeStatus) -> NodeStatus:
     hardware = status.hardware.model_copy(update={"disk_free": 0})
     front = status.front.model_copy(update={"counts": None}) if status.front is not None else None
     # When a daemon looks next moves with every pass; what it looks for does not.
-    following = status.next.model_copy(update={"at": None}) if status.next is not None else None
+    following = status.next.model_copy(update={"at": None, "coming": ()}) if status.next is not None else None
     return status.model_copy(update={"updated_at": None, "hardware": hardware, "front": front, "next": following})
 
 

@@ -12,6 +12,7 @@ from runtime.interfaces import SOCKET_NAME
 from schemas.observation import Present, StoredModel
 from schemas.plan import CRASH_LOOPING
 from schemas.status import (
+    ComingStatus,
     Condition,
     ConditionType,
     FrontStatus,
@@ -46,6 +47,9 @@ EXIT_PENDING_WINDOW: Final = 5
 EXIT_NOT_READY: Final = 6
 _PRIORITY: Final = (64, 1, 3, 4, 5, 6, 2, 0)
 """CLI contract: when several apply, the first of these is the exit code."""
+
+MOST_COMING: Final = 64
+"""Things to come that a status lists; the nearest ones."""
 
 _WAITING: Final = frozenset({"Suspended", "OutsideWindow"})
 _QUIET: Final = frozenset({"SignaturesPending"})
@@ -122,9 +126,7 @@ def summarise(finding: Finding) -> NodeStatus:
         receipts=finding.receipts,
         held=finding.plan.held,
         drift=finding.plan.drift,
-        next=NextStatus(at=finding.next.at.replace(microsecond=0), why=finding.next.why[:4096])
-        if finding.next
-        else None,
+        next=_next(finding.next) if finding.next is not None else None,
         hardware=HardwareStatus(
             platform=hardware.platform,
             processor=hardware.processor,
@@ -241,6 +243,13 @@ def _drifted(finding: Finding) -> tuple[bool | None, str, str]:
     if finding.drift:
         return False, "Repaired", f"what had changed from outside was repaired: {_drift_said(finding.drift)}"
     return False, "AsApplied", "nothing was changed from outside"
+
+
+def _next(coming: Next) -> NextStatus:
+    known = (
+        ComingStatus(at=item.at.replace(microsecond=0), why=item.why[:4096]) for item in coming.coming[:MOST_COMING]
+    )
+    return NextStatus(at=coming.at.replace(microsecond=0), why=coming.why[:4096], coming=tuple(known))
 
 
 def _drift_said(drift: tuple[Drift, ...]) -> str:

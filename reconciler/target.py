@@ -82,10 +82,10 @@ def choose(desired: Desired, observed: Observed, node: NodeConfig, now: datetime
     serve = _served(desired.document, assignment)
     try:
         wanted = _resolve(desired.document, assignment, serve[0], observed, node, trace)
-    except _NotPossibleError as refusal:
-        held = Held(subject=serve[0].key, reason=refusal.reason, message=refusal.message)
+    except _NotPossibleError as impossible:
+        held = Held(subject=serve[0].key, reason=impossible.reason, message=impossible.message)
         return _fall_back(desired.document, observed, None, serve, (held,), trace, assigned=True)
-    refused = _refused(desired.document, wanted, observed) or _untold(wanted, observed, now)
+    refused = refusal(desired.document, wanted, observed) or _untold(wanted, observed, now)
     if refused is not None:
         return _fall_back(desired.document, observed, wanted, serve, (refused,), trace, assigned=True)
     trace.append(_step("runtime", f"the snapshot's wish is followed: {wanted.model} on {wanted.engine}"))
@@ -279,7 +279,8 @@ def _environment(runtime: RuntimeSpec, engines: Sequence[NativeEngine]) -> str:
 # --- refusals and the way back ------------------------------------------------------------------------------------
 
 
-def _refused(document: SnapshotDocument, target: ServingTarget, observed: Observed) -> Held | None:
+def refusal(document: SnapshotDocument, target: ServingTarget, observed: Observed) -> Held | None:
+    """Why a target may not run: withdrawn by the network, or remembered as bad; None if it may."""
     reason = withdrawn(document, target)
     if reason:
         return Held(subject=target.model, reason="Withdrawn", message=reason)
@@ -320,14 +321,14 @@ def _fall_back(
     if good is None:
         trace.append(_step("runtime", "there is no last known good to go back to"))
         return Choice(None, "none", wanted, serve, held, tuple(trace), assigned=assigned)
-    refused = _refused(document, good.target, observed)
+    refused = refusal(document, good.target, observed)
     if refused is None:
         trace.append(_step("runtime", f"the last known good serves: {good.target.model}"))
         return Choice(good.target, "last-known-good", wanted, serve, held, tuple(trace), assigned=assigned)
     trace.append(_step("runtime", f"the last known good may not run either: {refused.message}"))
     held = held if refused in held else (*held, refused)
-    there = earlier is not None and _is_stored(earlier.target, observed)
-    if earlier is not None and there and _refused(document, earlier.target, observed) is None:
+    there = earlier is not None and is_stored(earlier.target, observed)
+    if earlier is not None and there and refusal(document, earlier.target, observed) is None:
         trace.append(_step("runtime", f"what was good before it serves: {earlier.target.model}"))
         return Choice(earlier.target, "last-known-good", wanted, serve, held, tuple(trace), assigned=assigned)
     return Choice(None, "none", wanted, serve, held, tuple(trace), assigned=assigned)
@@ -342,15 +343,15 @@ def has_way_back(document: SnapshotDocument, observed: Observed, target: Serving
         target: what would be given up.
     """
     good, earlier = observed.memory.last_known_good, observed.memory.earlier_good
-    there = earlier if earlier is not None and _is_stored(earlier.target, observed) else None
+    there = earlier if earlier is not None and is_stored(earlier.target, observed) else None
     return any(
-        known.target.spec_digest != target.spec_digest and _refused(document, known.target, observed) is None
+        known.target.spec_digest != target.spec_digest and refusal(document, known.target, observed) is None
         for known in (good, there)
         if known is not None
     )
 
 
-def _is_stored(target: ServingTarget, observed: Observed) -> bool:
+def is_stored(target: ServingTarget, observed: Observed) -> bool:
     """What was good before the last known good is gone back to only as long as nobody has removed it."""
     seen = observed.state.models.get(target.manifest)
     return isinstance(seen, Present) and isinstance(seen.value, StoredModel)

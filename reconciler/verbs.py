@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.memory import AskCheck, Note
-from schemas.control import Resume, Retry, Suspend, Verify
+from reconciler.memory import AskCheck, Note, Reject
+from reconciler.rollback import REASON
+from schemas.control import Resume, Retry, Rollback, Suspend, Verify
+from schemas.observation import Rejection
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -39,7 +41,18 @@ def record(question: Question, journal: Journal, now: datetime) -> int:
     if isinstance(question, Retry):
         note = Note("Normal", "RetryAsked", "remembered failures were cleared by hand")
         return journal.forget_rejections(question.subjects or None, note, now)
+    if isinstance(question, Rollback):
+        return _roll_back(question, journal, now)
     if isinstance(question, Verify):
         journal.apply([AskCheck(digest, ASKED) for digest in question.manifests], now)
         return len(question.manifests)
     return 0
+
+
+def _roll_back(question: Rollback, journal: Journal, now: datetime) -> int:
+    message = f"{question.to} is wanted back: {question.why or 'by hand'}"
+    rejections = [
+        Reject(Rejection(left.subject, left.model, REASON, message, now, left.snapshot)) for left in question.leave
+    ]
+    journal.apply([*rejections, Note("Warning", "RollbackAsked", message)], now)
+    return len(rejections)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from schemas.base import Count, Digest, Frozen, Text
 from schemas.failure import Failure
 from schemas.plan import Plan
 from schemas.status import NodeStatus
 
-REQUEST_LIMIT: Final = 2**20
-"""Bytes of a question: the manifests of ten thousand models."""
+REQUEST_LIMIT: Final = 2**24
+"""Bytes of a question: a saved plan over ten thousand models."""
 ANSWER_LIMIT: Final = 2**26
 """Bytes of one line of an answer: a report and a plan over ten thousand models."""
 
@@ -75,8 +75,46 @@ class Reload(Frozen):
     verb: Literal["reload"] = "reload"
 
 
-Question = Reconcile | Suspend | Resume | Retry | CollectGarbage | Verify | Notify | Reload
-PASSES: Final = (Reconcile, CollectGarbage, Verify)
+class Left(Frozen):
+    """What a rollback holds against."""
+
+    subject: Digest
+    """Of validation: model, runtime, probe and machine."""
+    model: Text
+    snapshot: Digest
+    """The one in force."""
+
+
+class Rollback(Frozen):
+    """Go back to what was good before, in a pass."""
+
+    verb: Literal["rollback"] = "rollback"
+    to: Text
+    """What serves afterwards, for people."""
+    leave: Annotated[tuple[Left, ...], Field(min_length=1, max_length=16)]
+    """What has to be held against, so that it does."""
+    why: Text = ""
+
+
+class Apply(Frozen):
+    """Carry out a saved plan, if it is still what would be done."""
+
+    verb: Literal["apply"] = "apply"
+    plan: Plan
+
+
+class Validate(Frozen):
+    """Ask what serves what its probe asks. Changes nothing, and waits for no pass."""
+
+    verb: Literal["validate"] = "validate"
+    model: Text = ""
+    """`name:version` or `name` of what should serve; empty for whatever does."""
+
+
+Question = (
+    Rollback | Apply | Validate | Reconcile | Suspend | Resume | Retry | CollectGarbage | Verify | Notify | Reload
+)
+PASSES: Final = (Reconcile, CollectGarbage, Verify, Rollback, Apply)
 """What is answered when the pass that it asks for has ended; everything else is answered at once."""
 
 
@@ -104,6 +142,8 @@ class ControlDone(Frozen):
     count: Count = 0
     """How many things changed, where that is what was asked for."""
     result: PassReport | None = None
+    document: dict[str, JsonValue] | None = None
+    """What a look came to, where that is what was asked for."""
 
 
 class ControlFailed(Frozen):

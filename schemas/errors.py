@@ -485,6 +485,13 @@ class StalePlan(Operational):
     exit_code = 4
 
 
+class NothingToGoBackTo(Operational):
+    """There is nothing that served here before, or it may not run now: withdrawn, refused, or no longer stored.
+
+    Do: `reconcile why runtime` says what is wanted. Commit and sign a snapshot that wants something else.
+    """
+
+
 class UsageError(Operational):
     """The command line asks for something that does not exist.
 

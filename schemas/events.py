@@ -19,6 +19,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "MarkForgotten": "The high-water mark was given up by hand.",
         "RetrySigned": "The snapshot clears remembered failures.",
         "RetryAsked": "Remembered failures were cleared by hand.",
+        "RollbackAsked": "What was good before is wanted back by hand; what is left is held against until a retry.",
         "Suspended": "Changes were suspended by hand.",
         "Resumed": "Changes are applied again.",
         "WindowIgnored": "Changes were made outside their maintenance window, by hand.",

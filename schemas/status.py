@@ -162,11 +162,20 @@ class FrontStatus(Frozen):
     """Absent where the front does not answer."""
 
 
+class ComingStatus(Frozen):
+    """Something that is known to come."""
+
+    at: Time
+    why: Text
+
+
 class NextStatus(Frozen):
     """When the daemon looks again, unless something wakes it."""
 
     at: Time
     why: Text
+    coming: Annotated[tuple[ComingStatus, ...], Field(max_length=64)] = ()
+    """Everything that is known to come: polls, retries, windows, retests, the scrub, the snapshot's end; in order."""
 
 
 class GpuStatus(Frozen):

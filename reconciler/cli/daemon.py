@@ -6,7 +6,7 @@ import gc
 import logging
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reconciler.cli import wiring
 from reconciler.cli.passes import opened, serve_imports, state_of
@@ -19,7 +19,7 @@ from reconciler.triggers import Sights, triggers
 from reconciler.verbs import record
 from reconciler.watch import Wake, watch
 from runtime.host import SystemClock, SystemRandomness
-from schemas.control import Retry, Suspend
+from schemas.control import Retry, Rollback, Suspend
 from schemas.errors import ConfigError, DaemonUnreachable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from reconciler.executor import Outcome, Reporter
     from reconciler.loop import PassResult, Reconciler
     from runtime.interfaces import Progress
-    from schemas.control import Question
+    from schemas.control import Question, Validate
     from schemas.node import NodeConfig
     from schemas.plan import Action
 
@@ -70,7 +70,7 @@ class _Daemon:
         self._proven: NodeConfig | None = None
         """The newest configuration that a node was wired from."""
         self._error = ""
-        self._audience = Audience(self._record, wake)
+        self._audience = Audience(self._record, wake, self._validate)
         self._changes = _Changes(as_json=as_json)
         self._pulse = Pulse()
         self._lookout: Lookout | None = None
@@ -167,7 +167,9 @@ class _Daemon:
     def _pass(self, config: NodeConfig, reconciler: Reconciler) -> PassResult:
         self._pulse.beat()
         serve_imports(config, self._wake)
-        result = self._audience.serve(lambda ignore: reconciler.run_pass(ignore_windows=ignore))
+        result = self._audience.serve(
+            lambda ignore, expected: reconciler.run_pass(expected=expected, ignore_windows=ignore)
+        )
         ready = result.status.condition("Ready")
         notify(f"STATUS={f'{ready.reason}: {ready.message}'[:200] if ready is not None else ''}")
         return result
@@ -179,9 +181,15 @@ class _Daemon:
         if self._lookout is not None and count:
             if isinstance(question, Suspend):
                 self._lookout.ask("suspend")
-            elif isinstance(question, Retry):
+            elif isinstance(question, Retry | Rollback):
                 self._lookout.ask("redirect")
         return count
+
+    def _validate(self, question: Validate) -> dict[str, Any]:
+        """Ask what serves; called by the threads that serve the control socket. Passes go on meanwhile."""
+        from reconciler.cli.validating import asked_here
+
+        return asked_here(self._config, question.model or None)
 
     def _told(self, reporter: Reporter, advance: Progress) -> tuple[Reporter, Progress]:
         audience = self._audience

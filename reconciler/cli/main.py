@@ -50,6 +50,7 @@ SECTIONS: Final = {
         "logs": Lazy("reconciler.cli.logs:logs", "Show what the runtime printed, or follow it."),
         "suspend": Lazy("reconciler.cli.node:suspend", "Hold every change but a withdrawal."),
         "resume": Lazy("reconciler.cli.node:resume", "Let changes be applied again."),
+        "rollback": Lazy("reconciler.cli.rolling:rollback", "Serve what was good before what is wanted now."),
         "service": Lazy("reconciler.cli.service:service", "Print a systemd unit for this node's daemon."),
         "notify": Lazy("reconciler.cli.node:notify", "Tell a running daemon to look at once."),
         "verify": Lazy("reconciler.cli.store:verify", "Hash stored models again, now."),

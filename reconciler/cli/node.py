@@ -139,10 +139,11 @@ def _silent(subject: str, done: int, total: int) -> None:
 @config_option
 @json_option
 def apply(file: str, config_file: str | None, as_json: bool) -> None:
-    """Carry out a saved plan, if it is still what would be done."""
-    from reconciler.cli.passes import opened, report
+    """Carry out a saved plan, if it is still what would be done. A running daemon does so itself."""
+    from reconciler.cli.passes import opened, pass_there, report
     from reconciler.watch import Wake
-    from schemas.errors import StalePlan
+    from schemas.control import Apply
+    from schemas.errors import DaemonUnreachable, StalePlan, StateLocked
     from schemas.plan import Plan
 
     config = wiring.load_config(wiring.config_path(config_file))
@@ -154,8 +155,15 @@ def apply(file: str, config_file: str | None, as_json: bool) -> None:
         raise StalePlan(f"{file} was made from an unsigned working copy: a draft is never applied")
     wake = Wake()
     wake.on_signals()
-    with _state(config).lock(), opened(config, wake, as_json=as_json) as reconciler:
-        result = reconciler.sign(reconciler.run_pass(expected=expected), wake)
+    state = _state(config)
+    try:
+        with state.lock(), opened(config, wake, as_json=as_json) as reconciler:
+            result = reconciler.sign(reconciler.run_pass(expected=expected), wake)
+    except StateLocked as locked:
+        try:
+            result = pass_there(state, Apply(plan=expected), wake, as_json=as_json)
+        except DaemonUnreachable:
+            raise locked from None
     report(result, as_json=as_json)
     sys.exit(result.exit_code)
 

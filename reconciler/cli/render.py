@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.journal import Event, PassRecord
-    from schemas.status import FrontStatus, NextStatus, NodeStatus, ReceiptStatus, StoreStatus
+    from schemas.status import ComingStatus, FrontStatus, NextStatus, NodeStatus, ReceiptStatus, StoreStatus
 
 _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     DownloadModel: ("+", "download"),
@@ -64,6 +64,8 @@ _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     StartFront: ("+", "front"),
     RouteFront: ("~", "route"),
 }
+MOST_SHOWN: Final = 6
+"""Lines of what is to come; `status --json` has all."""
 _COLOURS: Final = {"+": "green", "~": "yellow", "-": "red", "-/+": "magenta"}
 _CONDITION_COLOURS: Final = {("Ready", "True"): "green", ("SourceVerified", "True"): "green"}
 _BAD_WHEN_TRUE: Final = ("Stalled", "Drifted", "RolledBack")
@@ -253,10 +255,12 @@ def status_text(status: NodeStatus, now: datetime) -> str:
     ]
     if status.next is not None:
         lines.append(f"Next look {_next_line(status.next, now)}")
+        others = [item for item in status.next.coming if item.why != status.next.why]
+        lines += [f"Then      {_next_line(item, now)}" for item in others[:MOST_SHOWN]]
     return "\n".join(lines)
 
 
-def _next_line(coming: NextStatus, now: datetime) -> str:
+def _next_line(coming: NextStatus | ComingStatus, now: datetime) -> str:
     left = (coming.at - now).total_seconds()
     return f"{f'in {duration(left)}' if left >= 1 else 'due'}: {coming.why}"
 

@@ -41,30 +41,55 @@ def validate(model: str | None, config_file: str | None, evidence: Path | None, 
     periodic retest does that. Exits with 0 when it passed, 1 when it failed, 6 when its answers cannot tell.
     """
     config = wiring.load_config(wiring.config_path(config_file))
-    verdict, answered, target, platform = _ask(config, model)
+    found = _there(config, model) or asked_here(config, model)
     if evidence is not None:
-        evidence.write_text(answered.to_json(), encoding="utf-8")
+        # Canonical, as `Evidence.to_json`: exactly the text whose digest is shown.
+        text = json.dumps(found["evidence"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        evidence.write_text(text, encoding="utf-8")
     if as_json:
-        emit(_document(verdict, answered, target, platform))
+        emit(found)
     else:
-        rows = [(item.test, item.outcome, _figure(item.statistic), item.message) for item in verdict.findings]
+        platform = found["platform"]
+        rows = [
+            (item["test"], item["outcome"], _figure(item["statistic"]), item["message"]) for item in found["findings"]
+        ]
         say(
-            f"{target.model} on {target.engine} {target.version}: {verdict.outcome} ({verdict.strength}, "
-            f"{plural(verdict.tokens, 'token')})",
-            verdict.message,
+            f"{found['model']} on {platform['engine']} {platform['version']}: {found['outcome']} ({found['strength']}, "
+            f"{plural(found['tokens'], 'token')})",
+            found["message"],
             "",
             *table(("Test", "Outcome", "Figure", "What"), rows),
             "",
-            f"Platform {platform.engine} {platform.dtype} on {platform.architecture}; evidence {verdict.evidence}",
+            f"Platform {platform['engine']} {platform['dtype']} on {platform['architecture']}; evidence "
+            f"{found['evidenceDigest']}",
         )
-    sys.exit(EXIT[verdict.outcome])
+    sys.exit(EXIT[found["outcome"]])
 
 
-def _ask(config: NodeConfig, model: str | None) -> Asked:
+def _there(config: NodeConfig, model: str | None) -> dict[str, Any] | None:
+    """Have the daemon ask, where there is one."""
+    from reconciler.asking import ask as ask_daemon
+    from reconciler.state_dir import StateDir
+    from schemas.control import Validate
+    from schemas.errors import DaemonUnreachable
+
+    try:
+        return ask_daemon(StateDir(Path(config.state_dir)), Validate(model=model or "")).document
+    except DaemonUnreachable:
+        return None
+
+
+def asked_here(config: NodeConfig, model: str | None) -> dict[str, Any]:
+    """Ask from this process, with a journal of its own that is only read; what came of it, as JSON.
+
+    Raises:
+        UsageError: nothing serves, or something else than was asked for.
+        EngineUnreachable: it does not answer.
+    """
     from reconciler.state_dir import StateDir
 
     with closing(wiring.open_journal(StateDir(Path(config.state_dir)), readonly=True)) as journal:
-        return ask(wiring.build_node(config, journal, ports=wiring.host(), progress=silent), model)
+        return _document(*ask(wiring.build_node(config, journal, ports=wiring.host(), progress=silent), model))
 
 
 def ask(node: Node, model: str | None) -> Asked:

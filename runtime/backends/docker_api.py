@@ -160,7 +160,7 @@ class ContainerEngine:
         """The end of what the container printed."""
         try:
             with self._translated():
-                tail = self._api.logs(name, stdout=True, stderr=True, tail=200)
+                tail = self._api.logs(self._at(name), stdout=True, stderr=True, tail=200)
         except (BackendUnavailable, StartFailed):
             return ""
         return bytes(tail)[-limit:].decode(errors="replace")
@@ -190,7 +190,7 @@ class ContainerEngine:
                 return
             # Podman refuses to read a log that it is rotating: the next look finds what there is then.
             with suppress(StartFailed) if follow else nullcontext(), self._translated():
-                text = bytes(self._api.logs(name, stdout=True, stderr=True, timestamps=True, **asked))
+                text = bytes(self._api.logs(self._at(name), stdout=True, stderr=True, timestamps=True, **asked))
             last = not follow or not detail["State"].get("Running")
             yield from place.news(text, whole=last)
             tail = "all"
@@ -472,7 +472,7 @@ class ContainerEngine:
                 yield from log.news()
                 yield from log.last()
             return
-        yield from self._api.logs(name, stdout=True, stderr=True, stream=True, follow=False)
+        yield from self._api.logs(self._at(name), stdout=True, stderr=True, stream=True, follow=False)
 
 
 def _lives_in(pid: int, container: str) -> bool:

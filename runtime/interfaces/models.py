@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from runtime.interfaces.telling import Progress
@@ -136,6 +137,14 @@ class ModelStore(Protocol):
 
         Raises:
             DownloadFailed: the disk failed.
+        """
+        ...
+
+    def scrub_due(self, *, every: float) -> tuple[str, datetime] | None:
+        """The model that `scrub` looks through next, and when; None where nothing is stored that it would look at.
+
+        Args:
+            every: as `scrub`.
         """
         ...
 

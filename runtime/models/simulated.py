@@ -12,6 +12,7 @@ from schemas.observation import ArchivedModel, Difference, PartialModel, StoredM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from runtime.interfaces import Model, Progress
     from schemas.observation import ModelSeen
@@ -195,6 +196,10 @@ class SimulatedModelStore:
                 cause = "the scrub found bad bytes"
                 self._shelf.stored[digest] = StoredModel(digest, intact=False, size=seen.size, doubt=cause)
                 return Scrubbed(digest, "m:v1", cause)
+        return None
+
+    def scrub_due(self, *, every: float) -> tuple[str, datetime] | None:  # noqa: ARG002 - it knows no time
+        """At no known time."""
         return None
 
     def sweep(self) -> None:

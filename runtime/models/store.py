@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,7 @@ from schemas.errors import DownloadFailed, ModelCorrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from runtime.interfaces import Model, Progress, Scrubbed
     from runtime.models.pieces import FilePieces
@@ -349,6 +351,17 @@ class DiskModelStore:
 
         with disk_errors("scrubbing the model store"):
             return Scrub(self._rooms, rate=rate, every=every).run(stop)
+
+    def scrub_due(self, *, every: float) -> tuple[str, datetime] | None:
+        """The stamp that is oldest; nothing is read but stamps that are known already."""
+        try:
+            stamps = [stamp for stamp in self._stamps.stored() if not stamp.void]
+        except OSError:
+            return None
+        oldest = min(stamps, key=lambda stamp: (stamp.verified_at, stamp.manifest), default=None)
+        if oldest is None:
+            return None
+        return f"{oldest.name}:{oldest.version}", oldest.verified_at + timedelta(seconds=every)
 
     @contextmanager
     def _exclusive(self, digest: str, what: str) -> Iterator[None]:

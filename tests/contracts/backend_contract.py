@@ -59,6 +59,9 @@ class Harness(Protocol):
         """SIGKILL a running engine from outside."""
         ...
 
+    def squeeze(self, backend: Backend, spec: InstanceSpec, memory: int) -> None:
+        """Give the instance another limit of memory, as somebody else would; skips where there is none to change."""
+
     def interrupt(self) -> None:
         """Make the backend impossible to observe."""
         ...
@@ -337,6 +340,27 @@ class RealBackendContract(BackendContract):
         assert b"hello" in told[0]
         assert len(b"".join(backend.printed(spec.name, lines=9, follow=True, stop=stop)).splitlines()) == 2
         assert list(backend.printed("reconcile-testnet-none", lines=9, follow=True, stop=stop)) == []
+
+    def test_a_limit_that_somebody_else_changed_is_seen_and_given_back(self, harness: Harness) -> None:
+        """Field by field, by an agent that comes later too; while it runs, and nothing else of it changes."""
+        spec = harness.spec("a1")
+        run(harness, harness.attach(), spec)
+        (before,) = harness.attach().list()
+        assert before.changed == ()
+        half = spec.target.resources.memory // 2
+        harness.squeeze(harness.attach(), spec, half)
+        backend = harness.attach()
+        (seen,) = backend.list()
+        assert {"memory"} <= {one.field for one in seen.changed}
+        assert all(one.mendable for one in seen.changed)
+        assert all(one.expected != one.found for one in seen.changed)
+        backend.mend(spec.name)
+        (after,) = backend.list()
+        assert after.changed == ()
+        assert (after.started_at, after.status) == (before.started_at, "running")
+        assert answers(harness.connect(backend, spec))
+        backend.mend(spec.name)
+        backend.mend("reconcile-testnet-none")
 
     def test_the_peer_is_known(self, harness: Harness) -> None:
         """The process that listens belongs to the instance; this test, and a process of another node, do not (I10)."""

@@ -25,6 +25,7 @@ from runtime.host import host_ports
 from runtime.interfaces import InstanceSpec, Launch
 from schemas.digests import digest_text
 from schemas.errors import BackendUnavailable, EngineUnreachable, StartFailed
+from schemas.observation import Difference
 from tests.contracts.backend_contract import (
     BackendContract,
     RealBackendContract,
@@ -92,6 +93,11 @@ class SimulatedHarness:
         """As the room says."""
         self.room.kill(spec.name)
 
+    def squeeze(self, backend: Backend, spec: InstanceSpec, memory: int) -> None:
+        """As the room says."""
+        made = str(spec.target.resources.memory)
+        self.room.change(spec.name, Difference("memory", made, str(memory), mendable=True))
+
     def interrupt(self) -> None:
         """The room does not answer."""
         self.room.unavailable = "closed"
@@ -148,6 +154,15 @@ class NativeHarness:
     def shim(self, spec: InstanceSpec, node: str = "a") -> int:
         """The supervisor's process."""
         return native_processes.lock_holder(self.folder / node / "run" / "instances" / spec.name / "lock")
+
+    def squeeze(self, backend: Backend, spec: InstanceSpec, memory: int) -> None:
+        """Into its control group, where this machine lets one be made."""
+        known = json.loads((self.folder / "a" / "run" / "instances" / spec.name / "spec.json").read_bytes())
+        if "memory" in known["refused"]:
+            pytest.skip("this machine limits no memory of native engines")
+        group = native_group.Group(known["group"])
+        name = "memory.max" if group.unified else "memory.limit_in_bytes"
+        (group.folder("memory") / name).write_text(str(memory))
 
     def interrupt(self) -> None:
         """The folder of instances cannot be read; taking the rights away would not stop root."""

@@ -53,6 +53,7 @@ class ContainerHarness:
             network="testnet",
             node_id=f"{node}-{self.unique}",
             ports=host_ports(),
+            run_folder=self.folder / node / "run",
         )
         self.attached.append(backend)
         return backend
@@ -87,6 +88,14 @@ class ContainerHarness:
     def kill(self, backend: Backend, spec: InstanceSpec) -> None:
         """SIGKILL, by the engine's hand."""
         self.api.api.kill(spec.name, "SIGKILL")
+
+    def squeeze(self, backend: Backend, spec: InstanceSpec, memory: int) -> None:
+        """`docker update`."""
+        try:
+            self.api.api.update_container(spec.name, mem_limit=memory, memswap_limit=memory)
+        except docker.errors.NotFound:
+            # Its own API changes limits, and its answers go on telling the old ones.
+            pytest.skip(f"this {self.name} tells nobody of limits that were changed")
 
     def interrupt(self) -> None:
         """The engine's socket is gone, and so are the connections to it."""
@@ -159,6 +168,25 @@ class ContainerContract(RealBackendContract):
         backend.stop(spec.name, grace=1)
         backend.remove(spec.name)
         assert not spec.socket_folder.is_mount()
+
+    def test_a_renamed_container_is_found_again(self, harness: ContainerHarness) -> None:
+        """Whatever somebody calls it: a second one would be started beside it otherwise (I3)."""
+        spec = harness.spec("a1")
+        run(harness, harness.attach(), spec)
+        other = f"mine-{harness.unique}"
+        harness.api.api.rename(spec.name, other)
+        backend = harness.attach()
+        (seen,) = backend.list()
+        assert (seen.name, seen.status) == (spec.name, "running")
+        (one,) = seen.changed
+        assert (one.field, one.expected, one.found, one.mendable) == ("name", spec.name, other, True)
+        backend.mend(spec.name)
+        (after,) = harness.attach().list()
+        assert (after.name, after.changed) == (spec.name, ())
+        harness.api.api.rename(spec.name, other)
+        harness.attach().stop(spec.name, grace=1)
+        harness.attach().remove(spec.name)
+        assert not [item for item in harness.api.api.containers(all=True) if f"/{other}" in item["Names"]]
 
     def test_labels_alone_are_no_mark(self, harness: ContainerHarness) -> None:
         """A container with our labels and another name (as an image can bring) is none of ours (I8)."""

@@ -19,13 +19,14 @@ from reconciler.loop import Reconciler
 from reconciler.progress import Retelling
 from reconciler.state_dir import StateDir
 from reconciler.watch import Wake
-from schemas.control import REQUEST_LIMIT, Notify, Reconcile, Reload, Retry, Suspend
+from schemas.control import REQUEST_LIMIT, Apply, Notify, Reconcile, Reload, Retry, Suspend, Validate
 from schemas.errors import (
     BackendUnavailable,
     DaemonUnreachable,
     DownloadFailed,
     PeerRefused,
     SourceUnreachable,
+    StalePlan,
 )
 from tests.support.builders import snapshot
 from tests.support.simulated_node import ScriptedSource, SimulatedNode
@@ -172,7 +173,7 @@ def test_a_pass_is_heard_and_answered(daemon: Daemon, tmp_path: Path) -> None:
         ]
         wait_for(daemon, 2)
 
-        def run_pass(ignore: bool) -> Any:
+        def run_pass(ignore: bool, _expected: object) -> Any:
             ignored.append(ignore)
             return node.run(snapshot())
 
@@ -215,7 +216,7 @@ def wait_for(daemon: Daemon, count: int) -> None:
 def test_a_refused_pass_is_told(daemon: Daemon) -> None:
     """Who asked learns why, and the loop does as well."""
 
-    def refuse(_ignore: bool) -> Any:
+    def refuse(_ignore: bool, _expected: object) -> Any:
         raise SourceUnreachable("no route")
 
     with daemon.listens(), ThreadPoolExecutor(1) as pool:
@@ -225,6 +226,45 @@ def test_a_refused_pass_is_told(daemon: Daemon) -> None:
             daemon.audience.serve(refuse)
         with pytest.raises(SourceUnreachable, match="no route"):
             answer.result(PATIENCE)
+
+
+def test_a_saved_plan_has_a_pass_of_its_own(daemon: Daemon, tmp_path: Path) -> None:
+    """That it is stale concerns whoever brought it; who asked besides waits for the next pass, which comes at once."""
+    node = SimulatedNode(tmp_path / "node")
+    node.run(snapshot())
+    saved = node.run(snapshot()).plan
+    expected: list[Any] = []
+
+    def run_pass(_ignore: bool, plan: Any) -> Any:
+        expected.append(plan)
+        if plan is not None:
+            raise StalePlan("something has moved")
+        return node.run(snapshot())
+
+    with daemon.listens(), ThreadPoolExecutor(2) as pool:
+        stale = pool.submit(ask, daemon.state, Apply(plan=saved))
+        wait_for(daemon, 1)
+        other = pool.submit(ask, daemon.state, Reconcile())
+        wait_for(daemon, 2)
+        daemon.wake.rest(0)
+        with pytest.raises(StalePlan):
+            daemon.audience.serve(run_pass)
+        with pytest.raises(StalePlan, match="something has moved"):
+            stale.result(PATIENCE)
+        assert not other.done()
+        assert daemon.wake._event.is_set()
+        daemon.audience.serve(run_pass)
+        assert other.result(PATIENCE).result is not None
+    assert expected == [saved, None]
+
+
+def test_a_look_waits_for_no_pass(daemon: Daemon) -> None:
+    """A validation is answered while whatever is under way goes on, and nothing is recorded."""
+    daemon.audience._look = lambda question: {"model": question.model, "outcome": "pass"}
+    with daemon.listens():
+        assert ask(daemon.state, Validate(model="a:v1")).document == {"model": "a:v1", "outcome": "pass"}
+    assert not daemon.recorded
+    assert not daemon.wake._event.is_set()
 
 
 def test_whoever_waits_when_the_daemon_ends_is_told(daemon: Daemon) -> None:
@@ -254,7 +294,7 @@ def test_who_waits_may_leave(daemon: Daemon) -> None:
             answer.result(PATIENCE)
         served: list[bool] = []
 
-        def run_pass(ignore: bool) -> Any:
+        def run_pass(ignore: bool, _expected: object) -> Any:
             served.append(ignore)
             raise DownloadFailed("enough")
 

@@ -147,9 +147,14 @@ def test_what_comes_first_is_waited_for_and_named() -> None:
     soon = Held(subject="a", reason="Backoff", message="m", until=NOW + timedelta(seconds=7))
     past = Held(subject="b", reason="OutsideWindow", message="m", until=NOW)
     plan = SimpleNamespace(held=(soon, Held(subject="c", reason="Rejected", message="m")))
-    assert tempo.after(NOW, None, plan) == Next(NOW + timedelta(seconds=7), "a: Backoff")  # type: ignore[arg-type]
+    coming = tempo.after(NOW, None, plan)  # type: ignore[arg-type]
+    assert (coming.at, coming.why) == (NOW + timedelta(seconds=7), "a: tried again after Backoff")
+    assert [item.why for item in coming.coming] == [coming.why, "the repositories are asked again"]
     plan = SimpleNamespace(held=(soon, past))
-    assert tempo.after(NOW, None, plan) == Next(NOW + timedelta(seconds=1), "b: OutsideWindow")  # type: ignore[arg-type]
+    coming = tempo.after(NOW, None, plan)  # type: ignore[arg-type]
+    assert (coming.at, coming.why) == (NOW + timedelta(seconds=1), "b: its window opens")
+    retest, over = Next(NOW + timedelta(hours=2), "a retest"), Next(NOW, "what is due is done in the pass itself")
+    assert tempo.after(NOW, None, None, None, [retest, over]).coming[1:] == (retest,)
     expiry = tempo.after(NOW, None, None, NOW + timedelta(seconds=3))
     assert expiry == Next(NOW + timedelta(seconds=4), "the snapshot expires")
     assert tempo.after(NOW, None, None, NOW).wait(NOW) == 30, "what has expired does not expire again"

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from reconciler.memory import AskCheck, Note
+from reconciler.rollback import way_back
 from reconciler.target import withdrawn
-from schemas.observation import Instance
+from reconciler.verbs import record
+from schemas.control import Left, Rollback
+from schemas.errors import NothingToGoBackTo
+from schemas.observation import Difference, Instance
 from tests.desired_state.network import signatures
 from tests.simulation.faults import CrashError
 from tests.simulation.network import (
@@ -31,6 +35,7 @@ from tests.support.builders import NODE_ID, gpu, hardware
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from reconciler.loop import PassResult
     from tests.support.invariants.checks import Violation
@@ -266,6 +271,13 @@ class Schedule:
                 else:
                     room.instances[item.name] = replace(item, health="unhealthy", detail="no token for 60 s")
 
+    def _hands(self) -> None:
+        """Somebody else changes what runs: a limit, or what only another instance has again."""
+        for room in self.world.rooms.values():
+            for item in room.running():
+                limit = Difference("memory", "8 GiB", "4 GiB", mendable=True)
+                room.change(item.name, self.chance.choice((limit, Difference("network", "none", "bridge"))))
+
     def _backend(self) -> None:
         """A backend cannot be seen for a while."""
         room = self.world.rooms[self.chance.choice(("native", "docker"))]
@@ -325,7 +337,7 @@ class Schedule:
         """A person at the node."""
         world, now = self.world, self.world.clock.now()
         assert world.journal is not None
-        what = self.chance.choice(("suspend", "resume", "retry", "verify", "plan", "gc"))
+        what = self.chance.choice(("suspend", "resume", "retry", "rollback", "verify", "plan", "gc"))
         world.trace.append(f"    reconcile {what}")
         if what == "suspend":
             world.journal.set_fact("suspended", "maintenance")
@@ -333,6 +345,8 @@ class Schedule:
             world.journal.set_fact("suspended", "")
         elif what == "retry":
             world.journal.forget_rejections(None, Note("Normal", "RetryAsked", "by hand"), now)
+        elif what == "rollback":
+            self._roll_back(now)
         elif what == "verify":
             asked = [AskCheck(digest, "asked for") for digest in sorted(world.shelf.stored)]
             world.journal.apply(asked, now)
@@ -340,6 +354,24 @@ class Schedule:
             world.dry_run()
         else:
             self._idle()
+
+    def _roll_back(self, now: datetime) -> None:
+        """`reconcile rollback`: whatever is wanted is held back, if there is a way back."""
+        world = self.world
+        accepted = world.journal.accepted() if world.journal is not None else None
+        if world.journal is None or accepted is None:
+            return
+        desired, observed = world.node.look(accepted.digest)
+        try:
+            back = way_back(desired, observed, world.node.config, now)
+        except NothingToGoBackTo as error:
+            world.trace.append(f"    {error.message}")
+            return
+        accelerator = observed.state.hardware.accelerator
+        left = tuple(
+            Left(subject=item.subject(accelerator), model=item.model, snapshot=desired.digest) for item in back.leave
+        )
+        record(Rollback(to=back.good.target.model, leave=left), world.journal, now)
 
     def _idle(self) -> None:
         """What a daemon does while nothing is due: look for bit rot."""
@@ -473,6 +505,7 @@ HAPPENINGS: Final[dict[str, tuple[int, Callable[[Schedule], None]]]] = {
     "a repository goes back": (2, Schedule._go_back),
     "a repository goes or comes": (2, Schedule._repositories),
     "an engine dies": (4, Schedule._kill),
+    "somebody changes an engine": (2, Schedule._hands),
     "a backend hides or shows": (2, Schedule._backend),
     "a model goes bad or good": (3, Schedule._engine),
     "mirrors fail or recover": (3, Schedule._mirrors),

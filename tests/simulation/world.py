@@ -56,7 +56,7 @@ _BACKEND_DOWN: Final = (lambda: BackendUnavailable("connection refused"),)
 _START: Final = (*_BACKEND_DOWN, lambda: StartFailed("no such device"))
 ERRORS: Final[Mapping[str, Mapping[str, tuple[Callable[[], Exception], ...]]]] = {
     "backend": {
-        **dict.fromkeys(("list", "inspect", "stop", "remove", "is_peer", "image"), _BACKEND_DOWN),
+        **dict.fromkeys(("list", "inspect", "stop", "remove", "is_peer", "image", "mend"), _BACKEND_DOWN),
         "create": _START,
         "start": _START,
         "pull": (*_BACKEND_DOWN, lambda: ImageUnavailable("manifest unknown")),

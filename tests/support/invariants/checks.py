@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from reconciler.journal import KEPT_EVENTS, KEPT_PASSES
 from reconciler.memory import BACKOFF_LAST
 from reconciler.target import withdrawn
 from schemas.digests import short
+from schemas.node import HealPolicy
 from schemas.observation import Present
 from tests.support.invariants.sight import digest_of, parse_trust
 
@@ -238,6 +239,19 @@ def allowed(target: ServingTarget, unenforced: frozenset[str], by_owner: frozens
         yield Violation("I10", f"{target.backend} runs {target.model} without {name}, which not both have allowed")
 
 
+def healed(sight: Sight) -> Iterator[Violation]:
+    """I11: nothing is given back more often within the window than the owner wants."""
+    policy = HealPolicy()
+    for name, value in sight.record.facts.items():
+        if name.startswith("heal/"):
+            times = sorted(map(datetime.fromisoformat, value.split()))
+            for first, last in zip(times, times[policy.repairs :], strict=False):
+                if last - first < timedelta(seconds=policy.window):
+                    yield Violation(
+                        "I11", f"{name[5:]} was given back {policy.repairs + 1} times from {first} to {last}"
+                    )
+
+
 RULES: Final[tuple[Callable[[Sight], Iterator[Violation]], ...]] = (
     authentic,
     verified,
@@ -246,4 +260,5 @@ RULES: Final[tuple[Callable[[Sight], Iterator[Violation]], ...]] = (
     whole,
     own,
     loud,
+    healed,
 )
