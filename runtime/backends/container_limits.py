@@ -16,6 +16,10 @@ RUN_AS: Final = "65534:65534"
 """nobody:nogroup: owns nothing, in any image."""
 
 TMPFS: Final = "rw,noexec,nosuid,nodev,mode=1777,size=64m"
+COMPILING_TMPFS: Final = "rw,exec,nosuid,nodev,mode=1777,size={size}"
+"""Where an engine loads code that it compiled: no way in for anybody who could not run an interpreter's code before."""
+TMP_SHARE: Final = 4
+"""What part of its memory limit an engine that compiles may fill /tmp with, as natively; it counts as its memory."""
 SMALL_TMPFS: Final = "rw,noexec,nosuid,nodev,mode=1777,size=1m"
 """Podman mounts unbounded, executable tmpfs on /run and /var/tmp of a read-only container unless it gets its own."""
 
@@ -35,6 +39,7 @@ def host_config(spec: InstanceSpec, image: dict[str, Any]) -> dict[str, Any]:
     """
     resources = spec.target.resources
     volumes = sorted((image.get("Config") or {}).get("Volumes") or ())
+    tmp = COMPILING_TMPFS.format(size=resources.memory // TMP_SHARE) if spec.launch.compiles else TMPFS
     gpus = [{"device_ids": list(spec.gpus), "capabilities": [["gpu"]]}] if spec.gpus else None
     return {
         "network_mode": "none",
@@ -50,7 +55,7 @@ def host_config(spec: InstanceSpec, image: dict[str, Any]) -> dict[str, Any]:
         "nano_cpus": resources.cpus * 10**9 if resources.cpus else None,
         "shm_size": resources.shm,
         "tmpfs": {
-            "/tmp": TMPFS,  # noqa: S108 - inside the container
+            "/tmp": tmp,  # noqa: S108 - inside the container
             "/run": SMALL_TMPFS,
             "/var/tmp": SMALL_TMPFS,  # noqa: S108 - inside the container
             **dict.fromkeys(volumes, VOLUME_TMPFS),

@@ -54,6 +54,8 @@ def formed_chat(
         }
         question["tools"] = [{"type": "function", "function": function}]
         question["tool_choice"] = "required"
+        # One: a small model goes on calling until its tokens are used up, and the last call has no end.
+        question["parallel_tool_calls"] = False
     else:
         described: dict[str, JsonValue] = {"name": FUNCTION, "schema": dict(schema), "strict": True}
         question["response_format"] = {"type": "json_schema", "json_schema": described}

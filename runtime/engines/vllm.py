@@ -115,7 +115,9 @@ class VllmEngine:
             environment |= _on_processors(target, arguments, manifest)
         if target.mode == "container":
             # The image's entry point is the module. /tmp is the one place that it may write to.
-            return Launch(tuple(flags), {**environment, "HOME": "/tmp"})  # noqa: S108 - its own
+            # For GPUs it compiles kernels and what launches them (Triton), and loads them from its caches in HOME.
+            gpus = target.resources.gpus > 0
+            return Launch(tuple(flags), {**environment, "HOME": "/tmp"}, compiles=gpus)  # noqa: S108 - its own
         program = (view.python or sys.executable, "-I", "-B", "-u", "-m", MODULE)
         # Its processes meet on sockets whose paths have to fit into 107 bytes (unix(7)), which the instance's temporary
         # folder leaves no room for: they are named from where the engine runs.

@@ -42,6 +42,9 @@ class Launch:
     """In a container: whether `argv` begins with the program. Otherwise the image's entry point is the program."""
     health: str = ""
     """Path that has to answer before the engine is asked whether it is ready; empty where the engine itself knows."""
+    compiles: bool = False
+    """In a container: whether the engine compiles code of its own while it runs, and loads it from /tmp, which is then
+    a fourth of the memory limit and may be executed from. Natively /tmp is always so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,14 @@ class ContainerContract(RealBackendContract):
         assert seen["capabilities"] == ["0000000000000000"]
         assert seen["noNewPrivileges"] == "1"
 
+    def test_only_what_compiles_may_run_code_from_its_scratch_folder(self, harness: ContainerHarness) -> None:
+        """And has room for it, within its memory limit: kernels are loaded as libraries are (I10)."""
+        assert self.inside(harness)["scratch"] == {"size": 64 * 2**20, "executable": False}
+        spec = harness.spec("b2")
+        spec = replace(spec, launch=replace(spec.launch, compiles=True))
+        answer: Any = run(harness, harness.attach(), spec).request("GET", "/inside", timeout=30)
+        assert answer["scratch"] == {"size": spec.target.resources.memory // 4, "executable": True}
+
     def test_restrictions_reach_the_engine_as_asked(self, harness: ContainerHarness) -> None:
         """Read-only root, limits and mounts, as the container engine itself tells them (I10)."""
         spec = harness.spec("a1")

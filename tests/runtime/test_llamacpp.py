@@ -404,6 +404,8 @@ class TestReal:
         backend.create(spec)
         backend.start(spec.name)
         eventually(lambda: self.ready(node.connect(backend, spec)), "llama.cpp is ready")
+        # It answers a moment before it has a handler for signals.
+        eventually(lambda: "serving" in backend.output(spec.name, limit=100_000), "it says so")
         backend.stop(spec.name, grace=60)
         (item,) = backend.list()
         assert (item.status, item.exit_code) == ("exited", 0)

@@ -118,6 +118,8 @@ class TestCommandLine:
             assert made.env["TORCH_COMPILE_DISABLE"] == "1"
         on_gpu = launch(resources=VllmResources(gpus=1))
         assert not {"TORCH_COMPILE_DISABLE", "VLLM_CPU_KVCACHE_SPACE"} & set(on_gpu.env)
+        assert not launch(**container()).compiles
+        assert launch(resources=VllmResources(gpus=1), **container()).compiles, "it needs room for what it compiles"
 
     def test_what_it_cannot_load_is_refused(self) -> None:
         """Another format, and another engine's arguments."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -40,7 +42,25 @@ def inside() -> dict[str, object]:
         "noNewPrivileges": status["NoNewPrivs"].strip(),
         "descriptors": sorted(int(entry.name) for entry in Path("/proc/self/fd").iterdir()),
         "input": str(Path("/proc/self/fd/0").readlink()),
+        "scratch": scratch(),
     }
+
+
+def scratch() -> dict[str, object]:
+    """What /tmp is good for: how large it is, and whether code can be mapped out of it, as for a library."""
+    usage = os.statvfs("/tmp")
+    with tempfile.TemporaryFile(dir="/tmp") as file:
+        file.write(bytes(mmap.PAGESIZE))
+        file.flush()
+        try:
+            mmap.mmap(
+                file.fileno(), mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_EXEC, flags=mmap.MAP_PRIVATE
+            ).close()
+        except PermissionError:
+            executable = False
+        else:
+            executable = True
+    return {"size": usage.f_blocks * usage.f_frsize, "executable": executable}
 
 
 def orphan() -> int:

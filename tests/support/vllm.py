@@ -199,7 +199,9 @@ class VllmNode(SimulatedNode):
         self.models = small_models(folder)
         broken = folder / "broken"
         shutil.copytree(self.models[KEYS[0]].folder, broken)
-        (broken / "model.safetensors").write_bytes(b"\0" * 64)
+        # Only who loads the weights notices: the file's header promises more than there is.
+        weights = (broken / "model.safetensors").read_bytes()
+        (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
         places = {**{key: small.folder for key, small in self.models.items()}, BROKEN: broken}
         self.folders = {manifest_digest(key): place for key, place in places.items()}
         for place in places.values():
