@@ -1,4 +1,4 @@
-"""Reads the machine: processor, memory, disk, and GPUs where NVML is at hand. The only importer of pynvml."""
+"""Reads the machine: processor, memory, disk and GPUs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import os
 import platform
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from schemas.observation import Gpu, Hardware
+from runtime.nvml import Nvml
+from schemas.observation import Hardware
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from runtime.gpu_locks import GpuLocks
+    from runtime.gpu_reports import GpuReports
+    from schemas.observation import Gpu
 
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 _READ_LIMIT: Final = 2**16
+PCI: Final = "/sys/bus/pci/devices"
+_PCI_PARTS: Final = ("vendor", "class", "device")
+_AMD: Final = "0x1002"
+_COMPUTES: Final = ("0x03", "0x12")
 _INSTRUCTIONS: Final = (
     *("amx_bf16", "avx512_bf16", "avx512f", "avx2", "avx"),
     *("sve2", "sve", "bf16", "asimd"),
@@ -23,27 +31,39 @@ _INSTRUCTIONS: Final = (
 
 
 class HostHardware:
-    """This machine. What cannot change while it runs is read once."""
+    """This machine. What cannot change while it runs is read once; GPUs are read at each look."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nvml: Nvml | None = None,
+        reports: GpuReports | None = None,
+        locks: GpuLocks | None = None,
+    ) -> None:
         """Describe the machine.
 
         Args:
             folder: the state directory, whose file system counts as the disk.
+            nvml: the driver's library, where this process has opened it already.
+            reports: what GPUs report by themselves; None where nobody listens.
+            locks: which GPUs other nodes of this machine have taken; None where nobody can have.
         """
         self._folder = folder
+        self._nvml = nvml or Nvml()
+        self._reports = reports
+        self._locks = locks
         self._platform = platform_name()
         self._processor = _processor()
         self._instructions = instructions()
-        self._gpus: tuple[Gpu, ...] | None = None
+        self._unsupported: tuple[str, ...] | None = None
 
     def read(self) -> Hardware:
         """What the machine is, now."""
-        if self._gpus is None or self._gpus:
-            # What is free on a GPU changes. A driver that fails for a moment has not lost what it drives.
-            seen = _gpus()
-            known = tuple(replace(gpu, memory_free=0) for gpu in self._gpus or ())
-            self._gpus = seen or known or seen
+        if self._unsupported is None:
+            self._unsupported = other_gpus()
+        seen = self._nvml.read()
+        troubles = (seen.trouble, self._reports.trouble if self._reports is not None else "")
         usage = os.statvfs(self._folder)
         memory = _memory()
         return Hardware(
@@ -52,12 +72,34 @@ class HostHardware:
             cpus=len(os.sched_getaffinity(0)),
             memory=memory.get("MemTotal", 0),
             disk=usage.f_blocks * usage.f_frsize,
-            # A driver that does not answer now is asked again at the next look.
-            gpus=self._gpus or (),
+            gpus=tuple(self._with_holder(gpu) for gpu in seen.gpus),
             disk_free=usage.f_bavail * usage.f_frsize,
             memory_free=memory.get("MemAvailable", 0),
+            gpu_reports=self._reports.so_far() if self._reports is not None else (),
+            gpu_trouble="; ".join(trouble for trouble in troubles if trouble),
+            unsupported=self._unsupported,
             instructions=self._instructions,
         )
+
+    def _with_holder(self, gpu: Gpu) -> Gpu:
+        return replace(gpu, holder=self._locks.holder(gpu.uuid)) if self._locks is not None else gpu
+
+
+def other_gpus() -> tuple[str, ...]:
+    """Graphics and compute devices of AMD's, by their addresses, as the kernel lists them: seen, and not supported.
+
+    Vendor and class are those of the PCI ID Repository: 0x1002; 0x03 a display controller, 0x12 a processing
+    accelerator.
+    """
+    found = []
+    for device in sorted(Path(PCI).glob("*")):
+        try:
+            vendor, kind, name = ((device / part).read_text(encoding="ascii").strip() for part in _PCI_PARTS)
+        except (OSError, UnicodeDecodeError):
+            continue
+        if vendor == _AMD and kind[:4] in _COMPUTES:
+            found.append(f"the AMD GPU {name} at {device.name} is not supported")
+    return tuple(found)
 
 
 def platform_name() -> str:
@@ -92,46 +134,3 @@ def _memory() -> dict[str, int]:
     with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 - kernel file
         rows = (line.split() for line in file.read(_READ_LIMIT).splitlines())
         return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) > 1 and row[1].isdigit()}
-
-
-def _gpus() -> tuple[Gpu, ...] | None:
-    """NVIDIA GPUs, by UUID; none where the driver or its bindings are missing, which is a normal machine.
-
-    None when there is a driver and it fails: it may be being replaced, or a GPU fell off the bus.
-    """
-    if not os.path.exists("/dev/nvidiactl") and not os.path.exists("/proc/driver/nvidia"):  # noqa: PTH110 - devices
-        # Importing NVML costs 20 ms, and without a driver there is nothing to ask.
-        return ()
-    try:
-        import pynvml  # noqa: PLC0415 - optional, and only where a driver is
-    except ImportError:
-        return ()
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        found = [_gpu(pynvml, handle, driver) for handle in handles]
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
-    return tuple(sorted(found, key=lambda gpu: gpu.uuid))
-
-
-def _gpu(nvml: Any, handle: Any, driver: str) -> Gpu:
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    return Gpu(
-        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
-        name=_text(nvml.nvmlDeviceGetName(handle)),
-        memory=int(memory.total),
-        driver=driver,
-        capability=".".join(str(part) for part in nvml.nvmlDeviceGetCudaComputeCapability(handle)),
-        memory_free=int(getattr(memory, "free", 0)),
-    )
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

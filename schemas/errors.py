@@ -281,6 +281,29 @@ class BackendUnavailable(Transient):
     """
 
 
+class GpuInUse(Transient):
+    """Another node of this machine has a GPU that the runtime needs: nodes may share a machine, not a GPU (I3).
+
+    Do: nothing, if it passes. Otherwise stop the node that the message names, or give the machine a GPU for each.
+    """
+
+
+class GpuNotFree(Transient):
+    """A GPU's memory is still taken, by a process that should be gone or by a stranger's.
+
+    Do: nothing, if it passes: it is tried again. Otherwise end the process that the message names; where the kernel
+    itself does not let go of it, reset the GPU (`nvidia-smi --gpu-reset`) or restart the machine.
+    """
+
+
+class GpuFault(Transient):
+    """A GPU that the runtime needs computes nothing any more: it has fallen off the bus, or needs a reset.
+
+    Do: `nvidia-smi` and the kernel's log (`dmesg`, "NVRM: Xid") say more. Reset the GPU, or restart the machine; if it
+    comes back, the card, its power or its slot is bad. The node notices a GPU that is there again by itself.
+    """
+
+
 class ValidationInconclusive(Transient):
     """The running model's answers neither pass its probe nor fail it, up to the last look.
 
@@ -413,6 +436,16 @@ class ConfigError(Operational):
 
     Do: correct the file and field that the message names; `reconcile schema print node` describes node.yaml.
     """
+
+
+class GpuNotLockable(Operational):
+    """The machine-wide lock of a GPU cannot be taken, although nobody holds it: nothing is started on it (I3).
+
+    Do: the message names the file. Have root make the folder for everybody: `install -d -m 1777 /run/lock/reconcile`;
+    in an agent's container, map the host's.
+    """
+
+    retry: ClassVar[RetryPolicy] = "backoff"
 
 
 class KeyLocked(Operational):

@@ -46,8 +46,19 @@ Observation = Present[T] | Absent | Unknown
 
 
 @dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process that computes on a GPU."""
+
+    pid: int
+    memory: int | None = None
+    """Bytes of the GPU's memory that it has; None where the driver does not say."""
+    instance: str = ""
+    """Which of this node's running instances it belongs to; empty for none of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU."""
+    """One GPU. What changes by itself makes no other machine."""
 
     uuid: str
     name: str
@@ -58,6 +69,31 @@ class Gpu:
     """Compute capability (`9.0`): the same machine also where it was not asked for."""
     memory_free: int = field(default=0, compare=False)
     """Memory that nobody uses now, bytes; 0 where that is not known."""
+    cuda: str = field(default="", compare=False)
+    """The newest CUDA that the driver serves (`12.8`); empty where it was not asked."""
+    temperature: int | None = field(default=None, compare=False)
+    """Degrees Celsius; None where it is not known, as below."""
+    ecc_corrected: int | None = field(default=None, compare=False)
+    """Memory errors that were corrected since the driver was loaded; None also without error correction."""
+    ecc_uncorrected: int | None = field(default=None, compare=False)
+    """Memory errors that could not be corrected since the driver was loaded."""
+    processes: tuple[GpuProcess, ...] | None = field(default=None, compare=False)
+    """Who computes on it, by process id; None where the driver does not say."""
+    fault: str = field(default="", compare=False)
+    """Why it computes nothing any more (`has fallen off the bus`); empty while it does, or where that is not known."""
+    holder: str = field(default="", compare=False)
+    """Which other node of this machine has taken it, for people; empty for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReport:
+    """Something that a GPU reported by itself."""
+
+    number: int
+    """In the order in which they came, from 1, within one life of the agent."""
+    uuid: str
+    what: str
+    """`Xid 79: the GPU has fallen off the bus`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +121,12 @@ class Hardware:
     gpus: tuple[Gpu, ...] = ()
     disk_free: int = field(default=0, compare=False)
     memory_free: int = field(default=0, compare=False)
+    gpu_reports: tuple[GpuReport, ...] = field(default=(), compare=False)
+    """What GPUs reported in this agent's life, the newest last; the oldest are forgotten."""
+    gpu_trouble: str = field(default="", compare=False)
+    """Why GPUs, or what they report, cannot be read; empty where they can, or where there are none."""
+    unsupported: tuple[str, ...] = field(default=(), compare=False)
+    """GPUs that are here and are not used, for people: other vendors'."""
     instructions: str = field(default="", compare=False)
     """The widest instructions that engines have kernels for: `avx512f`. Part of what the processor is."""
 
@@ -145,6 +187,8 @@ class Instance:
     started_at: datetime | None = None
     changed: tuple[Difference, ...] = ()
     """What somebody else has changed of it since it was created."""
+    gpus: tuple[str, ...] = ()
+    """UUIDs of the GPUs that it was given."""
 
 
 @dataclass(frozen=True, slots=True)

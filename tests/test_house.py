@@ -25,7 +25,7 @@ SDKS = {
     "httptools": "runtime/front/reading.py",
     "huggingface_hub": "runtime/models/hub.py",
     "model_signing": "runtime/models/openssf.py",
-    "pynvml": "runtime/hardware.py",
+    "pynvml": "runtime/nvml.py",
     "ruamel": None,
     "sqlite3": "reconciler/journal/database.py",
     "watchfiles": "reconciler/triggers.py",

@@ -64,6 +64,7 @@ class Marks:
             f"{LABEL}log-folder": str(spec.log_folder),
             f"{LABEL}socket-folder": str(spec.socket_folder),
             f"{LABEL}log-limit": str(spec.log_limit),
+            **({f"{LABEL}gpus": ",".join(spec.gpus)} if spec.gpus else {}),
         }
 
     def name(self, item: dict[str, Any]) -> str | None:
@@ -88,6 +89,7 @@ class Marks:
             health="unhealthy" if paused else _health(str(item.get("Status", ""))),
             detail=PAUSED if paused else "",
             started_at=_created(item.get("Created")),
+            gpus=gpus(labels),
         )
 
     def instance(self, detail: dict[str, Any]) -> Instance:
@@ -117,7 +119,13 @@ class Marks:
             exit_code=code,
             detail=", ".join(notes),
             started_at=_time(state.get("StartedAt")),
+            gpus=gpus(labels),
         )
+
+
+def gpus(labels: dict[str, str]) -> tuple[str, ...]:
+    """UUIDs of the GPUs that a container was given, by its labels."""
+    return tuple(uuid for uuid in labels.get(f"{LABEL}gpus", "").split(",") if uuid)
 
 
 def label_filters(network: str, node_id: str) -> list[str]:

@@ -20,13 +20,15 @@ import docker.types
 import requests.exceptions
 
 from runtime.backends import socket_folder
-from runtime.backends.container_answers import LABEL, Marks, label_filters
+from runtime.backends.container_answers import LABEL, Marks, gpus, label_filters
 from runtime.backends.container_drift import differences, limits, settings
 from runtime.backends.container_limits import MODEL_PATH, RUN_AS, SOCKET_FOLDER, host_config
 from runtime.backends.container_made import Made, Record
 from runtime.backends.containment import containment, read_own_container
+from runtime.backends.gpu_keeping import kept
 from runtime.backends.monitor_log import MonitorLog
 from runtime.backends.stamped_lines import Place
+from runtime.gpu_locks import claim
 from runtime.interfaces import EngineView
 from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
 from schemas.observation import Absent, Instance, Present, Unknown
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from runtime.backends.containment import Containment
     from runtime.backends.loaded_images import LoadedImages
+    from runtime.gpu_locks import GpuLocks
     from runtime.interfaces import InstanceSpec, Progress
     from schemas.observation import Observation
     from schemas.ports import Ports, Stop
@@ -79,6 +82,7 @@ class ContainerEngine:
         ports: Ports,
         loaded: LoadedImages | None = None,
         run_folder: Path | None = None,
+        locks: GpuLocks | None = None,
     ) -> None:
         """Describe the engine; nothing is connected yet.
 
@@ -90,7 +94,9 @@ class ContainerEngine:
             ports: durable writes for captured output.
             loaded: what is known of images that came by file.
             run_folder: what instances' socket folders lie in; needed where the agent is a container itself.
+            locks: of this machine's GPUs; without them no instance is given one.
         """
+        self._locks = locks
         self.name: BackendName = name
         self._socket = socket
         self._marks = Marks(name, network=network, node_id=node_id)
@@ -342,9 +348,16 @@ class ContainerEngine:
             self._remember(spec.name)
 
     def start(self, name: str) -> None:
-        """Start a created container."""
+        """Start a created container, with a keeper for its GPUs."""
         with self._translated():
             before = self._detail(name)
+        known = gpus((before or {}).get("Config", {}).get("Labels") or {})
+        container = str((before or {}).get("Id", ""))
+        with (
+            claim(self._locks, known, name, container=container) as held,
+            kept(container, held) if held else nullcontext(),
+            self._translated(),
+        ):
             self._api.start(self._at(name))
             if before is not None and not before["State"].get("Running"):
                 # What an engine fills in when it starts a container is none of somebody else's changes.

@@ -24,6 +24,7 @@ from runtime.backends import native_processes as processes
 from runtime.backends.native_confinement import unmount
 from runtime.backends.native_group import Group
 from runtime.backends.native_permissions import SHIM, Permissions, boot_id, read
+from runtime.gpu_locks import claim
 from runtime.interfaces import SOCKET_NAME, EngineView
 from schemas.digests import digest_text
 from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
@@ -32,6 +33,7 @@ from schemas.observation import Absent, Instance
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from runtime.gpu_locks import GpuLocks
     from runtime.interfaces import InstanceSpec, Progress
     from schemas.observation import Observation
     from schemas.ports import Ports, Stop
@@ -54,7 +56,9 @@ class NativeBackend:
     name: BackendName = "native"
     mode: Mode = "native"
 
-    def __init__(self, run_folder: Path, *, network: str, node_id: str, ports: Ports) -> None:
+    def __init__(
+        self, run_folder: Path, *, network: str, node_id: str, ports: Ports, locks: GpuLocks | None = None
+    ) -> None:
         """Attach to a folder; nothing is touched yet.
 
         Args:
@@ -62,7 +66,9 @@ class NativeBackend:
             network: the network of this node.
             node_id: this node. Processes of other nodes on the same host are none of ours.
             ports: durable writes and short subprocesses.
+            locks: of this machine's GPUs; without them no instance is given one.
         """
+        self._locks = locks
         self._folder = run_folder / "instances"
         self._marks = {"network": network, "node": node_id}
         self._owner = digest_text(f"native/1|{network}|{node_id}")
@@ -165,7 +171,10 @@ class NativeBackend:
                 spec = self._spec(name)
                 if spec is None:
                     raise StartFailed(f"there is no instance {name}")
-                answer = self._launch(name, spec)
+                # Older agents wrote only whether there are any.
+                gpus = spec["gpus"] if isinstance(spec["gpus"], list) else []
+                with claim(self._locks, gpus, name) as held:
+                    answer = self._launch(name, spec, held)
                 if answer != "ok":
                     # It reports before it ends: whoever looks next should see that nothing runs.
                     self._end_supervisor(name, ((None, KILL_SECONDS),))
@@ -244,7 +253,8 @@ class NativeBackend:
             # Its folder is gone and it runs on: it must be seen, or a second would be started beside it (I3).
             return self._orphan(left[0]) if left else None
         started = datetime.fromtimestamp(state["startedAt"], UTC) if state is not None else None
-        base = Instance(name, spec["intent"], self.name, spec["specDigest"], "created", started_at=started)
+        gpus = tuple(spec["gpus"]) if isinstance(spec["gpus"], list) else ()
+        base = Instance(name, spec["intent"], self.name, spec["specDigest"], "created", started_at=started, gpus=gpus)
         if shim:
             changed = drift.differences(spec, state["engine"]) if state is not None else ()
             return replace(base, status="running", changed=changed)
@@ -317,7 +327,7 @@ class NativeBackend:
             "pids": resources.pids,
             "shm": resources.shm,
             "tmp": resources.memory // TMP_SHARE,
-            "gpus": bool(spec.gpus),
+            "gpus": list(spec.gpus),
             "group": digest_text(f"{self._owner}|{spec.name}").rpartition(":")[2][:32],
             "user": processes.engine_user(self._owner, spec.name) if permitted["user"] else 0,
             "root": str(folder / "root") if permitted["root"] else "",
@@ -345,14 +355,15 @@ class NativeBackend:
             if folder and os.path.ismount(folder):
                 unmount(folder)
 
-    def _launch(self, name: str, spec: dict[str, Any]) -> str:
-        """Start the supervisor detached; what it reports."""
+    def _launch(self, name: str, spec: dict[str, Any], locks: Sequence[int]) -> str:
+        """Start the supervisor detached, with the locks that it holds while it lives; what it reports."""
         folder = self._folder / name
         return processes.launch(
             lambda told: (sys.executable, "-I", "-S", str(SHIM), str(folder / "spec.json"), str(told)),
             env={key: spec["env"][key] for key in spec["env"] if key.startswith("RECONCILE_")},
             log=folder / "shim.log",
             seconds=START_SECONDS,
+            keep=locks,
         )
 
     def _stop_supervised(self, name: str, grace: float) -> None:

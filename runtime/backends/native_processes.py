@@ -23,7 +23,7 @@ from runtime.backends.native_confinement import ENGINE_IDS
 from schemas.digests import digest_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 OWNER: Final = "RECONCILE_OWNER"
 INSTANCE: Final = "RECONCILE_INSTANCE"
@@ -201,7 +201,14 @@ def ended_within(descriptor: int, seconds: float) -> bool:
     return bool(poll.poll(max(seconds, 0) * 1000))
 
 
-def launch(argv: Callable[[int], tuple[str, ...]], *, env: Mapping[str, str], log: Path, seconds: float) -> str:
+def launch(
+    argv: Callable[[int], tuple[str, ...]],
+    *,
+    env: Mapping[str, str],
+    log: Path,
+    seconds: float,
+    keep: Sequence[int] = (),
+) -> str:
     """Start a program that detaches itself, and wait for its word.
 
     Args:
@@ -209,6 +216,7 @@ def launch(argv: Callable[[int], tuple[str, ...]], *, env: Mapping[str, str], lo
         env: its complete environment.
         log: takes what it prints.
         seconds: bound of each of the two steps.
+        keep: descriptors that it inherits, under the same numbers.
 
     Returns:
         What it reports; empty when it ended without.
@@ -228,7 +236,7 @@ def launch(argv: Callable[[int], tuple[str, ...]], *, env: Mapping[str, str], lo
                 env=env,
                 cwd="/",
                 start_new_session=True,
-                pass_fds=(told,),
+                pass_fds=(told, *keep),
             )
         os.close(told)
         told = -1

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from runtime.interfaces import EngineView
-from schemas.errors import BackendUnavailable, ImageUnavailable, StartFailed
+from schemas.errors import BackendUnavailable, GpuInUse, ImageUnavailable, StartFailed
 from schemas.observation import Absent, Instance, Present
 
 if TYPE_CHECKING:
@@ -21,6 +21,23 @@ if TYPE_CHECKING:
     from schemas.ports import Clock, Stop
     from schemas.snapshot import Mode, Unenforced
     from schemas.target import BackendName
+
+
+@dataclass(slots=True)
+class SimulatedGpus:
+    """The GPUs of a machine: whoever runs on one has its lock, and loses it by its end, as with the real ones."""
+
+    rooms: list[SimulatedEngineRoom] = field(default_factory=list)
+    """Every room of the machine."""
+
+    def holder(self, uuid: str, network: str, node_id: str) -> str:
+        """Which other node has a GPU; empty for none."""
+        for room in self.rooms:
+            for item in room.running():
+                spec = room.specs[item.name]
+                if uuid in spec.gpus and (spec.network, spec.node_id) != (network, node_id):
+                    return f"{spec.name} of node {spec.node_id} ({spec.network})"
+        return ""
 
 
 @dataclass(slots=True)
@@ -42,6 +59,12 @@ class SimulatedEngineRoom:
     """By instance: requests running and waiting, tokens so far. Nothing is being done where nothing is said."""
     most_running: int = 0
     """Most instances that ever ran at the same time: what I3 is about."""
+
+    gpus: SimulatedGpus = field(default_factory=SimulatedGpus)
+    """Those of the machine."""
+
+    def __post_init__(self) -> None:
+        self.gpus.rooms.append(self)
 
     def kill(self, name: str, *, exit_code: int = 137, detail: str = "signal 9") -> None:
         """End an instance from outside, as the kernel or a person would."""
@@ -114,7 +137,7 @@ class SimulatedBackend:
             return
         self._room.specs[spec.name] = spec
         self._room.instances[spec.name] = Instance(
-            spec.name, spec.intent, self.name, spec.target.spec_digest, "created"
+            spec.name, spec.intent, self.name, spec.target.spec_digest, "created", gpus=spec.gpus
         )
 
     def start(self, name: str) -> None:
@@ -125,6 +148,10 @@ class SimulatedBackend:
         item = self._room.instances[name]
         if item.status == "running":
             return
+        for uuid in self._room.specs[name].gpus:
+            other = self._room.gpus.holder(uuid, *self._marks)
+            if other:
+                raise GpuInUse(f"{uuid} is in use by {other}")
         self._room.instances[name] = replace(item, status="running", started_at=self._clock.now())
         self._room.most_running = max(self._room.most_running, len(self._room.running()))
         if self._room.specs[name].target.model in self._room.bad_starts:

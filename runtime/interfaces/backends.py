@@ -106,8 +106,13 @@ class Backend(Protocol):
     def start(self, name: str) -> None:
         """Start a created instance; returns once it runs (not once it is ready). Fine if it already runs.
 
+        Its GPUs are this node's from before its start until its last process has ended, whatever becomes of the agent:
+        two nodes never start engines on one GPU (I3).
+
         Raises:
             BackendUnavailable, StartFailed.
+            GpuInUse: another node of this machine has one of its GPUs.
+            GpuNotLockable: a GPU's lock cannot be taken, and nobody has it.
         """
         ...
 
