@@ -14,6 +14,7 @@ from reconciler.desired import Desired
 from reconciler.drift import UNCOUNTED
 from reconciler.ending import stop_instances
 from reconciler.executor import execute
+from reconciler.gpu_watch import FACT, watched
 from reconciler.kinds.base import Situation
 from reconciler.kinds.runtime import serving_instance
 from reconciler.kinds.validation import waits_for_quiet
@@ -253,6 +254,9 @@ class Reconciler:
         ignore_windows = ignore_windows or (expected is not None and expected.outside_window)
         for round_number in range(MAX_ROUNDS):
             desired, observed, suspended = self._look(accepted, outcomes)
+            if self._note_gpus(observed):
+                # What was just asked for is part of what is decided now.
+                desired, observed, suspended = self._look(accepted, outcomes)
             self._void_what_is_stale(observed)
             plan = make_plan(desired, observed, node.config, ports.clock.now(), ignore_windows=ignore_windows)
             if round_number == 0:
@@ -308,6 +312,18 @@ class Reconciler:
         ]
         keys = dict.fromkeys(item.key for item in drift if item.repaired and item.field not in UNCOUNTED)
         self._node.journal.apply([*notes, *map(CountHeal, keys)], self._node.adapters.ports.clock.now())
+
+    def _note_gpus(self, observed: Observed) -> bool:
+        """Record what happened to GPUs; whether anything that is remembered has changed by it."""
+        journal = self._node.journal
+        before, now = journal.fact(FACT), self._node.adapters.ports.clock.now()
+        seen = watched(observed, before, now)
+        if seen.fact == before:
+            return False
+        journal.apply(seen.changes, now)
+        # After the changes: what a crash repeats is said twice, and nothing is left unsaid.
+        journal.set_fact(FACT, seen.fact)
+        return bool(seen.changes)
 
     def _void_what_is_stale(self, observed: Observed) -> None:
         """Record what the look has found: proof of what has changed since counts no longer, whatever is done next."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from reconciler.gpus import attributed, judged
 from reconciler.selectors import node_labels
 from reconciler.target import assigned
 from schemas.errors import BackendUnavailable, MissingDocument, ReconcileError
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from reconciler.kinds.base import Documents
     from runtime.interfaces import Backend, Engine, EnvironmentStore, Front, HardwareProbe, ModelStore
     from schemas.node import NodeConfig
-    from schemas.observation import FrontSeen, Instance, Memory, ModelSeen, Observation, StoredEnvironment
+    from schemas.observation import FrontSeen, Hardware, Instance, Memory, ModelSeen, Observation, StoredEnvironment
     from schemas.snapshot import Assignment, SnapshotDocument
     from schemas.target import ServingTarget
 
@@ -62,13 +64,14 @@ def observe(
     wanted = _wanted(document, assignment, memory)
     models = _models(store, wanted)
     missing, room = _missing(store, documents, [*wanted, *_returning(document, wanted, models)], models)
+    seen = {name: _instances(backend, memory, judge, machine) for name, backend in sorted(backends.items())}
     return Observed(
         node_id=node_id,
         memory=memory,
         state=NodeState(
-            hardware=machine,
+            hardware=_attributed(machine, seen, backends),
             engines=installed,
-            backends={name: _instances(backend, memory, judge) for name, backend in sorted(backends.items())},
+            backends=seen,
             not_enforced={name: backend.not_enforced() for name, backend in sorted(backends.items())},
             images=_images(document, assignment, memory, backends),
             models=models,
@@ -84,9 +87,30 @@ def observe(
     )
 
 
-def _instances(backend: Backend, memory: Memory, judge: Judge) -> Observation[tuple[Instance, ...]]:
+def _attributed(
+    machine: Hardware, seen: Mapping[str, Observation[tuple[Instance, ...]]], backends: Mapping[str, Backend]
+) -> Hardware:
+    """The machine, with whose processes compute on its GPUs. Asks nothing where none do."""
+    running = [
+        item
+        for found in seen.values()
+        if isinstance(found, Present)
+        for item in found.value
+        if item.status == "running" and item.gpus
+    ]
+    pids = {process.pid for gpu in machine.gpus for process in gpu.processes or ()}
+    owners: dict[int, str] = {}
+    for item in running:
+        for pid in sorted(pids - owners.keys()):
+            with suppress(BackendUnavailable):
+                if backends[item.backend].is_peer(item.name, pid):
+                    owners[pid] = item.name
+    return attributed(machine, owners)
+
+
+def _instances(backend: Backend, memory: Memory, judge: Judge, machine: Hardware) -> Observation[tuple[Instance, ...]]:
     try:
-        found = backend.list()
+        found = judged(backend.list(), machine)
     except BackendUnavailable as error:
         return Unknown(error.message)
     good = memory.last_known_good

@@ -6,22 +6,16 @@ shown to fit does not.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from reconciler.gpus import allot, needed_memory, with_headroom
 from schemas.observation import Present, StoredModel
 from schemas.plan import DownloadModel, RestoreModel
-from schemas.snapshot import VllmArgs
 
 if TYPE_CHECKING:
     from reconciler.kinds.base import Draft, Situation
-    from schemas.observation import Gpu, Instance
+    from schemas.observation import Instance
     from schemas.target import ServingTarget
-
-HEADROOM_PERCENT: Final = 10
-"""Beyond what an instance may take: page tables, buffers and the kernel's own share come on top of its limit."""
-
-VLLM_UTILISATION: Final = 0.9
-"""Share of a GPU's memory that vLLM takes unless it is told (`--gpu-memory-utilization`, vLLM's engine arguments)."""
 
 
 def why_not_permitted(situation: Situation, serving: Instance, target: ServingTarget) -> str:
@@ -50,25 +44,20 @@ def why_not_permitted(situation: Situation, serving: Instance, target: ServingTa
 def why_not_fitting(situation: Situation, draft: Draft, target: ServingTarget) -> str:
     """Why a replacement is not shown to fit beside what serves; empty where it is."""
     hardware = situation.observed.state.hardware
-    needed = _with_headroom(_memory(situation, draft, target))
+    needed = with_headroom(_memory(situation, draft, target))
     draft.explain(
         "runtime", f"beside what serves, {needed} bytes of memory are needed, {hardware.memory_free} are free"
     )
     if needed > hardware.memory_free:
         return "memory does not hold both"
-    share = target.resources.gpus
-    for gpu in hardware.gpus[:share]:
-        video = _with_headroom(_gpu_memory(target, gpu, share))
+    for gpu in allot(target, hardware).gpus:
+        video = needed_memory(target, gpu)
         if not video:
             return "how much GPU memory it takes is not known"
         draft.explain("runtime", f"on {gpu.uuid}, {video} bytes are needed, {gpu.memory_free} are free")
         if video > gpu.memory_free:
             return "GPU memory does not hold both"
     return ""
-
-
-def _with_headroom(size: int) -> int:
-    return size + size * HEADROOM_PERCENT // 100
 
 
 def _memory(situation: Situation, draft: Draft, target: ServingTarget) -> int:
@@ -82,11 +71,3 @@ def _memory(situation: Situation, draft: Draft, target: ServingTarget) -> int:
         if isinstance(action, DownloadModel | RestoreModel) and action.manifest.digest == target.manifest
     ]
     return max(target.resources.memory, said, stored, *coming)
-
-
-def _gpu_memory(target: ServingTarget, gpu: Gpu, share: int) -> int:
-    """Bytes of one GPU; 0 where nobody says."""
-    if isinstance(target.engine_args, VllmArgs):
-        part = target.engine_args.gpu_memory_utilization
-        return int(gpu.memory * (VLLM_UTILISATION if part is None else part))
-    return -(-target.gpu_memory // share)

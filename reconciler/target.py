@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
 
+from reconciler.gpus import allot, driver_shortcoming
 from reconciler.modes import choose_mode
 from reconciler.selectors import inside, matches, node_labels, wave_of
 from schemas.observation import Present, StoredModel
@@ -88,6 +89,10 @@ def choose(desired: Desired, observed: Observed, node: NodeConfig, now: datetime
     refused = refusal(desired.document, wanted, observed) or _untold(wanted, observed, now)
     if refused is not None:
         return _fall_back(desired.document, observed, wanted, serve, (refused,), trace, assigned=True)
+    lacking = allot(wanted, state.hardware)
+    if lacking.reason == "Incompatible":
+        held = Held(subject=serve[0].key, reason=lacking.reason, message=lacking.message)
+        return _fall_back(desired.document, observed, None, serve, (held,), trace, assigned=True)
     trace.append(_step("runtime", f"the snapshot's wish is followed: {wanted.model} on {wanted.engine}"))
     return Choice(wanted, "desired", wanted, serve, (), tuple(trace), assigned=True)
 
@@ -153,6 +158,7 @@ def _resolve(
     runtime = next(runtime for runtime in document.spec.runtimes if runtime.name == assignment.runtime)
     hardware = observed.state.hardware
     _require_fit(runtime, model, hardware)
+    _require_driver(runtime, model, hardware)
     choice = choose_mode(runtime, document.spec.policy, node, _backends(observed))
     trace.append(_step("mode", choice.reason))
     if choice.mode is None or choice.backend is None:
@@ -185,6 +191,7 @@ def _resolve(
         manifest=model.manifest.digest,
         probe=model.validation.probe,
         gpu_memory=model.requires.gpu_memory,
+        compute_capability=model.requires.compute_capability,
     )
 
 
@@ -215,14 +222,21 @@ def _require_fit(runtime: RuntimeSpec, model: ModelSpec, hardware: Hardware) -> 
             "Incompatible", f"{model.key} needs {needed} bytes of memory, the machine has {hardware.memory}"
         )
     if runtime.resources.gpus > len(hardware.gpus):
+        why = f": {hardware.gpu_trouble}" if hardware.gpu_trouble else ""
         raise _NotPossibleError(
-            "Incompatible", f"{runtime.name} needs {runtime.resources.gpus} GPUs, the machine has {len(hardware.gpus)}"
+            "Incompatible",
+            f"{runtime.name} needs {runtime.resources.gpus} GPUs, the machine has {len(hardware.gpus)}{why}",
         )
-    video = sum(gpu.memory for gpu in hardware.gpus[: runtime.resources.gpus])
-    if model.requires.gpu_memory > video:
+    if model.requires.gpu_memory and not runtime.resources.gpus:
         raise _NotPossibleError(
-            "Incompatible", f"{model.key} needs {model.requires.gpu_memory} bytes of GPU memory, there are {video}"
+            "Incompatible", f"{model.key} needs {model.requires.gpu_memory} bytes of GPU memory, {runtime.name} no GPU"
         )
+
+
+def _require_driver(runtime: RuntimeSpec, model: ModelSpec, hardware: Hardware) -> None:
+    lacking = driver_shortcoming(runtime, model.requires, hardware)
+    if lacking:
+        raise _NotPossibleError("Incompatible", f"{model.key} {lacking}")
 
 
 def _require_isolation(runtime: RuntimeSpec, backend: BackendName, observed: Observed, node: NodeConfig) -> None:

@@ -72,6 +72,7 @@ def candidates(choice: Choice, desired: Desired, observed: Observed, now: dateti
                 "manifest": spec.manifest.digest,
                 "probe": spec.validation.probe,
                 "gpu_memory": spec.requires.gpu_memory,
+                "compute_capability": spec.requires.compute_capability,
             }
         )
         for spec in choice.serve

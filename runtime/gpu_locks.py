@@ -86,8 +86,7 @@ class GpuLocks:
 
     @contextmanager
     def claimed(self, uuids: Sequence[str], instance: str, *, container: str = "") -> Iterator[tuple[int, ...]]:
-        """Take GPUs for an instance that is about to be started. They are let go at the end, as far as nobody else
-        has inherited the descriptors meanwhile.
+        """Take GPUs for an instance that is about to be started; at the end they are its heirs' alone.
 
         Args:
             uuids: of the GPUs.
@@ -105,7 +104,7 @@ class GpuLocks:
         try:
             # In one order, whoever claims: two nodes that want the same two GPUs do not each get one of them.
             for uuid in sorted(uuids):
-                taken.append(self._claim(uuid, instance, container))
+                taken.append(self._claim(uuid, instance, container))  # noqa: PERF401 - those taken so far must be known
             yield tuple(taken)
         finally:
             for descriptor in taken:

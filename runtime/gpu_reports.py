@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
+from uuid import uuid4
 
 from runtime.nvml import NvmlHangsError
 from schemas.observation import GpuReport
@@ -49,18 +50,13 @@ XIDS: Final = {
 
 
 class GpuReports:
-    """A `runtime.interfaces.Follower` over the GPUs of this machine. On one without a driver it does nothing at all."""
+    """What came so far, in this agent's life. Filled by one thread, read by others."""
 
-    def __init__(self, nvml: Nvml) -> None:
-        """Nobody listens yet.
-
-        Args:
-            nvml: the driver's library.
-        """
-        self._nvml = nvml
+    def __init__(self) -> None:
+        """Nothing came yet."""
         self._kept: deque[GpuReport] = deque(maxlen=KEPT)
         self._number = 0
-        self._closed = threading.Event()
+        self._life = uuid4().hex
         self.trouble = ""
         """Why reports cannot be read; empty where they can, or where nobody listens."""
 
@@ -68,14 +64,34 @@ class GpuReports:
         """What was reported, the newest last."""
         return tuple(self._kept)
 
+    def add(self, seen: Occurrence) -> None:
+        """Remember one more."""
+        self._number += 1
+        self._kept.append(GpuReport(f"{self._life}/{self._number}", seen.uuid, words(seen)))
+
+
+class GpuListener:
+    """A `runtime.interfaces.Follower` over the GPUs of this machine. On one without a driver it does nothing at all."""
+
+    def __init__(self, nvml: Nvml, reports: GpuReports) -> None:
+        """Nobody listens yet.
+
+        Args:
+            nvml: the driver's library.
+            reports: takes what comes.
+        """
+        self._nvml = nvml
+        self._reports = reports
+        self._closed = threading.Event()
+
     def follow(self, changed: Callable[[], None]) -> None:
         """Listen until closed."""
         while not self._closed.is_set():
             try:
                 self._listen(changed)
             except (NvmlHangsError, OSError) as error:
-                before, self.trouble = self.trouble, f"reports of GPUs cannot be read: {error}"
-                if self.trouble != before:
+                before, self._reports.trouble = self._reports.trouble, f"reports of GPUs cannot be read: {error}"
+                if self._reports.trouble != before:
                     # Perhaps because one of them was lost: that is worth a look.
                     changed()
             self._closed.wait(AGAIN_SECONDS)
@@ -85,12 +101,11 @@ class GpuReports:
         if events is None:
             return
         try:
-            self.trouble = events.trouble
+            self._reports.trouble = events.trouble
             while events.hears and not self._closed.is_set():
                 seen = events.wait(WAIT_SECONDS)
                 if seen is not None:
-                    self._number += 1
-                    self._kept.append(GpuReport(self._number, seen.uuid, words(seen)))
+                    self._reports.add(seen)
                     changed()
         finally:
             events.close()

@@ -239,7 +239,8 @@ class Nvml:
     def _ecc(self, handle: Any, kind: int) -> int | None:
         """Errors since the driver was loaded; None where the memory has no error correction."""
         nvml = self._nvml
-        return self._maybe(lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, kind, nvml.NVML_VOLATILE_ECC))
+        found = self._maybe(lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, kind, nvml.NVML_VOLATILE_ECC))
+        return int(found) if found is not None else None
 
     def _processes(self, handle: Any) -> tuple[GpuProcess, ...] | None:
         listed = self._maybe(lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(handle))
@@ -398,4 +399,4 @@ def _unload() -> None:
     # The bindings keep the library, and each of its functions, in variables of their module.
     importlib.reload(module)
     if library is not None:
-        _ctypes.dlclose(library._handle)  # type: ignore[attr-defined] # noqa: SLF001 - ctypes has no other way
+        _ctypes.dlclose(library._handle)  # noqa: SLF001 - ctypes has no other way

@@ -55,6 +55,8 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "InstanceFailed": "An engine ended, or went bad, by itself; with its exit code, signal or what is wrong.",
         "CrashLooping": "An engine ended by itself too often in a row: given up for what served before, or tried on.",
         "InstanceStopped": "An engine was stopped, and removed.",
+        "GpuRecovered": "A GPU that had failed computes again.",
+        "GpuDriverChanged": "GPUs have another driver; what was proven under the one before is tested again.",
         "FrontStarted": "The front takes clients.",
         "FrontRouted": "The front leads requests to an instance that has been validated.",
         "FrontClosed": "The front refuses requests: nothing serves.",

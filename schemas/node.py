@@ -223,6 +223,8 @@ class NodeConfig(Document):
     """Whom to tell of events."""
     models: ModelsConfig = ModelsConfig.model_construct()
     """How models are kept."""
+    gpu_locks: AbsolutePath = "/run/lock/reconcile"
+    """Folder of the locks by which nodes keep off each other's GPUs: the same for every node of this machine."""
     interval: Duration = 30
     """Seconds between polls of `--watch`."""
     git_timeout: Annotated[Duration, Field(ge=1)] = 120

@@ -89,9 +89,10 @@ class Gpu:
 class GpuReport:
     """Something that a GPU reported by itself."""
 
-    number: int
-    """In the order in which they came, from 1, within one life of the agent."""
+    id: str
+    """No other report's, in this life of the agent or another one's."""
     uuid: str
+    """Which GPU; empty where it did not say."""
     what: str
     """`Xid 79: the GPU has fallen off the bus`."""
 

@@ -215,6 +215,8 @@ class CreateInstance(_Action):
     target: ServingTarget
     tried_again: bool = False
     """Whether it is tried again when it fails, as something that has served and may well do so again."""
+    gpus: tuple[Text, ...] = ()
+    """UUIDs of the GPUs that it gets."""
 
 
 class StartInstance(_Action):
@@ -230,6 +232,8 @@ class StartInstance(_Action):
     """Why it is `replace` or `overlap`."""
     tried_again: bool = False
     """Whether it is tried again when it fails, as something that has served and may well do so again."""
+    gpus: tuple[Text, ...] = ()
+    """UUIDs of the GPUs that it gets."""
 
 
 class ValidateModel(_Action):

@@ -15,6 +15,7 @@ from schemas.base import (
     ImageRef,
     Json,
     Label,
+    Least,
     ModelKey,
     Name,
     Percent,
@@ -294,7 +295,13 @@ class ModelRequirements(Frozen):
     """What a node must offer before this model is even fetched."""
 
     gpu_memory: Size = 0
-    """GPU memory that the model needs, bytes."""
+    """GPU memory that the model needs, bytes, over all GPUs of its runtime; each must hold its part and 10 % on top."""
+    compute_capability: Least = ""
+    """The least compute capability of each GPU: `8.0`."""
+    driver: Least = ""
+    """The oldest driver of NVIDIA's: `570`."""
+    cuda: Least = ""
+    """The oldest CUDA that the driver must serve: `12.8`."""
     memory: Size = 0
     """Main memory that the model needs, bytes."""
     engines: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z]+([<>=~!]=?[0-9][0-9A-Za-z.]*)?$")], ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from schemas.base import Digest, Duration, Frozen, ImageRef, ModelKey, Name, Positive, Size, Version
+from schemas.base import Digest, Duration, Frozen, ImageRef, Least, ModelKey, Name, Positive, Size, Version
 from schemas.digests import digest_text
 from schemas.snapshot import (
     EngineArgs,
@@ -71,7 +71,9 @@ class ServingTarget(Frozen):
     probe: FileRef
     """What must be answered before it serves."""
     gpu_memory: Size = 0
-    """GPU memory that the model was said to need, bytes."""
+    """GPU memory that the model was said to need, bytes, over all its GPUs; not part of the identity, as the next."""
+    compute_capability: Least = ""
+    """The least compute capability that the model was said to need."""
 
     @property
     def spec_digest(self) -> str:

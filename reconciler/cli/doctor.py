@@ -59,7 +59,6 @@ def _patient(config: NodeConfig) -> Patient:
     from reconciler.identity import node_address
     from reconciler.state_dir import StateDir
     from runtime.engines.registry import engines
-    from runtime.hardware import HostHardware
     from schemas.errors import ReconcileError
 
     state, ports = StateDir(Path(config.state_dir)), wiring.host()
@@ -73,6 +72,6 @@ def _patient(config: NodeConfig) -> Patient:
         ports=ports,
         backends=wiring.build_backends(config, state, node, ports),
         engines=engines(),
-        hardware=HostHardware(state.root).read,
+        hardware=wiring.build_hardware(config, state, node).read,
         front=wiring.build_front(config, state, ports),
     )

@@ -47,6 +47,9 @@ def model() -> None:
 @click.option("--every", type=DurationType(), help="Interval of periodic retests, e.g. 6h.")
 @click.option("--state", type=click.Choice(["active", "inactive", "archived"]), help="Its state [default: active].")
 @click.option("--gpu-memory", type=SizeType(), help="GPU memory that it needs, e.g. 16GiB.")
+@click.option("--compute-capability", metavar="N.N", help="The least compute capability of its GPUs, e.g. 8.0.")
+@click.option("--driver", metavar="VERSION", help="The oldest NVIDIA driver, e.g. 570.")
+@click.option("--cuda", metavar="VERSION", help="The oldest CUDA that the driver must serve, e.g. 12.8.")
 @click.option("--memory", type=SizeType(), help="Main memory that it needs.")
 @click.option(
     "--signed-by",
@@ -342,6 +345,8 @@ def _list(
 
     requires = {
         **({"gpuMemory": format_size(given["gpu_memory"])} if given["gpu_memory"] else {}),
+        **({"computeCapability": given["compute_capability"]} if given["compute_capability"] else {}),
+        **{name: given[name] for name in ("driver", "cuda") if given[name]},
         **({"memory": format_size(given["memory"])} if given["memory"] else {}),
         **({"tasks": list(given["tasks"])} if given["tasks"] else {}),
     }

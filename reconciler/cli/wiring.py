@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
     from reconciler.state_dir import StateDir
     from runtime.backends.loaded_images import LoadedImages
     from runtime.front.keeper import FrontKeeper
+    from runtime.gpu_locks import GpuLocks
+    from runtime.gpu_reports import GpuListener, GpuReports
+    from runtime.hardware import HostHardware
     from runtime.interfaces import Backend, EngineConnection, Follower, Progress
     from runtime.models.reach import Reach
     from runtime.models.sources import Source
     from runtime.models.store import DiskModelStore
+    from runtime.nvml import Nvml
     from schemas.node import ContainerBackend, NodeConfig, Notification
     from schemas.ports import Ports, Stop
     from schemas.target import BackendName
@@ -117,7 +122,6 @@ def build_node(
     from runtime.backends.containment import blindness
     from runtime.engines.registry import engines
     from runtime.environments import DiskEnvironments
-    from runtime.hardware import HostHardware
     from runtime.health import HealthWatch
 
     state = StateDir(Path(config.state_dir))
@@ -125,6 +129,7 @@ def build_node(
     documents = JournalDocuments(journal, overlay)
     journal.chain.issuer = Issuer(config.network, node_id, agent_version())
     backends = build_backends(config, state, node_id, ports)
+    hardware = build_hardware(config, state, node_id)
     adapters = Adapters(
         ports=ports,
         store=build_store(config, ports),
@@ -139,6 +144,7 @@ def build_node(
         front=build_front(
             config, state, ports, lambda: blindness(backends[name] for name in ("docker", "podman") if name in backends)
         ),
+        machine=hardware,
         health=HealthWatch(ports.clock),
     )
     return Node(
@@ -149,7 +155,7 @@ def build_node(
         journal=journal,
         documents=documents,
         adapters=adapters,
-        hardware=HostHardware(state.root),
+        hardware=hardware,
     )
 
 
@@ -204,6 +210,7 @@ def build_reach(config: NodeConfig, ports: Ports) -> Reach:
 def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Ports) -> dict[str, Backend]:
     """The backends that the configuration names, in order of preference. An SDK is imported only for its own."""
     backends: dict[str, Backend] = {}
+    locks = gpu_locks(config, node_id)
     engines: tuple[tuple[BackendName, ContainerBackend | None], ...] = (
         ("docker", config.backends.docker),
         ("podman", config.backends.podman),
@@ -220,21 +227,59 @@ def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Por
                 ports=ports,
                 loaded=loaded_images(state, ports),
                 run_folder=state.run,
+                locks=locks,
             )
     if config.backends.native is not None and config.backends.native.enabled:
         from runtime.backends.native import NativeBackend
 
-        backends["native"] = NativeBackend(state.run, network=config.network, node_id=node_id, ports=ports)
+        backends["native"] = NativeBackend(state.run, network=config.network, node_id=node_id, ports=ports, locks=locks)
     return backends
 
 
+def gpu_locks(config: NodeConfig, node_id: str) -> GpuLocks:
+    """The locks of this machine's GPUs, as this node takes them."""
+    from runtime.gpu_locks import GpuLocks
+
+    return GpuLocks(Path(config.gpu_locks), network=config.network, node_id=node_id)
+
+
+@cache
+def _nvml() -> Nvml:
+    """The driver's library: one per process, which keeps it open over changes of the configuration."""
+    from runtime.nvml import Nvml
+
+    return Nvml()
+
+
+@cache
+def gpu_reports() -> GpuReports:
+    """What GPUs report, likewise: what came is known as long as the process lives."""
+    from runtime.gpu_reports import GpuReports
+
+    return GpuReports()
+
+
+def gpu_listener() -> GpuListener:
+    """What listens to GPUs."""
+    from runtime.gpu_reports import GpuListener
+
+    return GpuListener(_nvml(), gpu_reports())
+
+
+def build_hardware(config: NodeConfig, state: StateDir, node_id: str) -> HostHardware:
+    """What reads the machine."""
+    from runtime.hardware import HostHardware
+
+    return HostHardware(state.root, nvml=_nvml(), reports=gpu_reports(), locks=gpu_locks(config, node_id))
+
+
 def build_followers(config: NodeConfig, state: StateDir) -> list[Follower]:
-    """What notices at once that an instance, or the front, has ended or was changed."""
+    """What notices at once that an instance, or the front, has ended or was changed, or that a GPU fails."""
     from reconciler.identity import node_address
     from runtime.backends.lock_follower import LockFollower
 
     folders = [state.run / "instances"] if config.backends.native is not None else []
-    followers: list[Follower] = [LockFollower([*folders, state.run / "front"])]
+    followers: list[Follower] = [LockFollower([*folders, state.run / "front"]), gpu_listener()]
     for settings in (config.backends.docker, config.backends.podman):
         if settings is not None and settings.enabled:
             from runtime.backends.docker_api import ContainerEvents

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         EngineConnection,
         EnvironmentStore,
         Front,
+        HardwareProbe,
         Model,
         ModelStore,
         Progress,
@@ -159,6 +160,8 @@ class Adapters:
     """Folder of the instances' captured output."""
     front: Front | None = None
     """The process through which clients reach the runtime; None on a node without one."""
+    machine: HardwareProbe | None = None
+    """Reads the machine again, in the middle of a plan; None where nothing can be waited for."""
     health: HealthWatch | None = None
     """Asks what serves how it is; None where only processes are looked at."""
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler import drift, restarts
+from reconciler.gpus import allot, needed_memory
 from reconciler.kinds.base import Kind, waits
 from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW, DropHold, Note
 from reconciler.overlap import why_not_fitting, why_not_permitted
 from reconciler.target import good_for, has_way_back, withdrawn
 from runtime import logs
+from runtime.gpu_release import await_release
 from runtime.interfaces import SOCKET_NAME, InstanceSpec
 from runtime.starting import start_instance
 from schemas.errors import BackendUnavailable, StartFailed
@@ -174,6 +176,7 @@ def _settle(
     against = _why_not_beside(situation, draft, alive, target)
     beside = bool(alive) and not against
     before = [*draft.staging, *(action.id for action in clean_up)]
+    gpus = allot(target, situation.observed.state.hardware).uuids
     stops: list[StopInstance] = []
     if beside:
         draft.retiring.extend(alive)
@@ -185,6 +188,7 @@ def _settle(
             needs=tuple(before),
             target=target,
             tried_again=_is_tried_again(situation, target),
+            gpus=gpus,
         )
         draft.actions.append(made)
         before.append(made.id)
@@ -202,6 +206,7 @@ def _settle(
             strategy="overlap" if beside else "replace" if alive else "first",
             strategy_reason="snapshot and owner allow two at once, and both fit" if beside else against,
             tried_again=_is_tried_again(situation, target),
+            gpus=gpus,
         )
     )
 
@@ -265,6 +270,10 @@ def _may_start(
         return False
     if draft.blocked:
         draft.explain("runtime", "waits for what it needs: what serves goes on")
+        return False
+    lacking = allot(target, situation.observed.state.hardware)
+    if lacking.reason:
+        draft.hold("runtime", lacking.reason, lacking.message)
         return False
     good = memory.last_known_good
     # Coming back to what has served is no change that would have to wait.
@@ -437,7 +446,7 @@ def _drain(action: StopInstance, context: Context) -> tuple[int, float]:
 
 def _perform_create(action: CreateInstance, context: Context) -> Changes:
     backend = context.adapters.backends[action.target.backend]
-    spec = _prepare(action.target, context, context.intent)
+    spec = _prepare(action, context, context.intent)
     backend.create(spec)
     message = f"{spec.name} was created for {action.target.model}, to be started when nothing else serves"
     return (Note("Normal", "InstanceCreated", message, subject=spec.name),)
@@ -447,16 +456,34 @@ def _perform_start(action: StartInstance, context: Context) -> Changes:
     target, adapters = action.target, context.adapters
     backend = adapters.backends[target.backend]
     engine = adapters.engines[target.engine]
-    spec = _prepare(target, context, context.created or context.intent)
+    spec = _prepare(action, context, context.created or context.intent)
     connection = adapters.connect(backend, spec.name, spec.socket_folder / SOCKET_NAME)
+    _await_gpus(action, context)
     start_instance(backend, engine, spec, connection, clock=adapters.ports.clock, stop=adapters.ports.stop)
     message = f"{spec.name} runs {target.model} on {target.engine} {target.version} ({target.backend})"
     return (Note("Normal", "InstanceStarted", message, subject=spec.name),)
 
 
-def _prepare(target: ServingTarget, context: Context, intent: str) -> InstanceSpec:
+def _await_gpus(action: StartInstance, context: Context) -> None:
+    """Wait until nothing that was stopped is on the GPUs any more (`GpuNotFree` where it stays)."""
+    adapters, gpus = context.adapters, context.hardware.gpus
+    if adapters.machine is None or not action.gpus:
+        return
+    needs = {gpu.uuid: needed_memory(action.target, gpu) for gpu in gpus if gpu.uuid in action.gpus}
+    running = {item.name for backend in adapters.backends.values() for item in backend.list() if _is_serving(item)}
+    # As they were seen when the plan was made, when what has been stopped since still ran.
+    leaving = {
+        process.pid: process.instance
+        for gpu in gpus
+        for process in gpu.processes or ()
+        if process.instance and process.instance not in running
+    }
+    await_release(adapters.machine, needs, leaving=leaving, clock=adapters.ports.clock, stop=adapters.ports.stop)
+
+
+def _prepare(action: CreateInstance | StartInstance, context: Context, intent: str) -> InstanceSpec:
     """The instance of an intent, with its folders."""
-    adapters = context.adapters
+    adapters, target = context.adapters, action.target
     backend = adapters.backends[target.backend]
     model = adapters.documents.model(target.manifest)
     name = instance_name(context.node.network, intent)
@@ -480,7 +507,7 @@ def _prepare(target: ServingTarget, context: Context, intent: str) -> InstanceSp
         socket_folder=socket_folder,
         log_folder=adapters.log_folder / name,
         log_limit=context.node.log_limit,
-        gpus=tuple(gpu.uuid for gpu in context.hardware.gpus[: target.resources.gpus]),
+        gpus=action.gpus,
     )
 
 

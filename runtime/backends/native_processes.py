@@ -113,6 +113,11 @@ def _stat(pid: int) -> _Stat | None:
     return None if fields[0] in (b"Z", b"X") else _Stat(int(fields[1]), int(fields[3]), int(fields[19]))
 
 
+def lives(pid: int) -> bool:
+    """Whether there is a process of this id that is more than the memory of one (a zombie)."""
+    return _stat(pid) is not None
+
+
 def session_members(leader: int, ticks: int) -> list[int]:
     """Processes of a session.
 

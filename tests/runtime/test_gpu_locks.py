@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +18,7 @@ from schemas.errors import GpuInUse, GpuNotLockable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 GPU = "GPU-5f3c2a10-0000-4000-8000-000000000001"
 OTHER = "GPU-5f3c2a10-0000-4000-8000-000000000002"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runtime import gpu_reports, hardware, nvml
-from runtime.gpu_reports import GpuReports
+from runtime.gpu_reports import GpuListener, GpuReports
 from runtime.hardware import HostHardware
 from runtime.nvml import Nvml
 from schemas.observation import Gpu, GpuProcess
@@ -76,7 +76,7 @@ def test_a_machine_without_a_driver_is_asked_nothing(
     """No call, no thread, no import: a normal machine."""
     monkeypatch.setattr(nvml, "SIGNS", (str(tmp_path / "nothing"),))
     calls, threads = loaded().standin_calls(), threading.active_count()
-    machine = HostHardware(tmp_path, reports=GpuReports(Nvml())).read()
+    machine = HostHardware(tmp_path, reports=GpuReports()).read()
     assert (machine.gpus, machine.gpu_trouble, machine.gpu_reports) == ((), "", ())
     assert Nvml().watch() is None
     assert (loaded().standin_calls(), threading.active_count()) == (calls, threads)
@@ -164,8 +164,9 @@ def test_missing_bindings_are_said_where_there_is_a_driver(
 
 def test_what_a_gpu_reports_wakes_and_is_seen(driver: StandIn, library: Nvml, tmp_path: Path) -> None:
     """Xid errors by their numbers and names, in the order in which they came, once each."""
-    reports, woken = GpuReports(library), threading.Semaphore(0)
-    listening = threading.Thread(target=reports.follow, args=(woken.release,))
+    reports, woken = GpuReports(), threading.Semaphore(0)
+    listener = GpuListener(library, reports)
+    listening = threading.Thread(target=listener.follow, args=(woken.release,))
     listening.start()
     try:
         for uuid, xid in (("GPU-1", 79), ("GPU-1", 31), ("GPU-1", 0), ("GPU-1", 12345)):
@@ -173,15 +174,16 @@ def test_what_a_gpu_reports_wakes_and_is_seen(driver: StandIn, library: Nvml, tm
             driver.write()
             assert woken.acquire(timeout=60)
         seen = HostHardware(tmp_path, nvml=library, reports=reports).read()
-        assert [(item.number, item.uuid, item.what) for item in seen.gpu_reports] == [
-            (1, "GPU-1", "Xid 79: the GPU has fallen off the bus"),
-            (2, "GPU-1", "Xid 31: a program's memory page fault"),
-            (3, "GPU-1", "an uncorrectable memory error"),
-            (4, "GPU-1", "Xid 12345"),
+        assert [(item.uuid, item.what) for item in seen.gpu_reports] == [
+            ("GPU-1", "Xid 79: the GPU has fallen off the bus"),
+            ("GPU-1", "Xid 31: a program's memory page fault"),
+            ("GPU-1", "an uncorrectable memory error"),
+            ("GPU-1", "Xid 12345"),
         ]
+        assert len({item.id for item in seen.gpu_reports}) == 4
         assert seen.gpu_trouble == ""
     finally:
-        reports.close()
+        listener.close()
         listening.join(60)
     assert not listening.is_alive()
 
@@ -194,13 +196,14 @@ def test_where_reports_cannot_be_read_it_is_said(
     monkeypatch.setattr(gpu_reports, "AGAIN_SECONDS", 3600)
     driver.events = code
     driver.write()
-    reports = GpuReports(library)
-    listening = threading.Thread(target=reports.follow, args=(lambda: None,))
+    reports = GpuReports()
+    listener = GpuListener(library, reports)
+    listening = threading.Thread(target=listener.follow, args=(lambda: None,))
     listening.start()
     try:
         eventually(lambda: bool(reports.trouble), "it is said")
     finally:
-        reports.close()
+        listener.close()
         listening.join(60)
     assert reports.trouble == (
         "GPU-1 does not report Xid errors" if code == 3 else "reports of GPUs cannot be read: Insufficient Permissions"
