@@ -17,6 +17,7 @@ from reconciler.inquiry import git_source
 from reconciler.published import read_status
 from reconciler.source import current_trust
 from reconciler.state_dir import StateDir
+from runtime.backends.containment import read_own_container
 from runtime.backends.describe import describe
 from schemas.errors import ReconcileError
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from runtime.backends.describe import EngineFacts
     from runtime.interfaces import Backend, Engine, Front
     from schemas.node import ContainerBackend, NodeConfig
-    from schemas.observation import Hardware
+    from schemas.observation import Gpu, Hardware
     from schemas.ports import Ports
 
 Verdict = Literal["ok", "warning", "failure"]
@@ -84,7 +85,7 @@ def examine(patient: Patient) -> Iterator[Check]:
             yield from _container_engine(patient, name, settings)
     if "native" in patient.backends:
         yield from _native(patient)
-    yield _gpus(patient)
+    yield from _gpus(patient)
     if patient.front is not None:
         yield _front(patient.front)
 
@@ -195,17 +196,54 @@ def _clock(patient: Patient) -> Check:
     return Check("clock", "warning", f"{text}; nothing here is known to keep it right", mend)
 
 
-def _gpus(patient: Patient) -> Check:
+def _gpus(patient: Patient) -> Iterator[Check]:
+    """GPUs one by one; none is a normal machine."""
     hardware = patient.hardware()
-    if hardware.gpus:
-        names = ", ".join(f"{gpu.name} ({gpu.memory / 2**30:.0f} GiB, driver {gpu.driver})" for gpu in hardware.gpus)
-        return Check("GPUs", "ok", names)
-    if Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists():
+    for gpu in hardware.gpus:
+        yield _gpu(gpu)
+    if hardware.gpu_trouble:
         mend = "`nvidia-smi` must work; the agent needs nvidia-ml-py (pip install 'inference-reconciler[gpu]')"
-        return Check("GPUs", "failure", "there is an NVIDIA driver, and no GPU can be read", mend)
-    if Path("/dev/kfd").exists():
-        return Check("GPUs", "warning", "AMD GPUs are not supported", "engines compute on the processor here")
-    return Check("GPUs", "ok", "none: engines compute on the processor")
+        yield Check("GPUs", "warning" if hardware.gpus else "failure", hardware.gpu_trouble, mend)
+    for other in hardware.unsupported:
+        yield Check("GPUs", "warning", other, "engines do not compute on it; only NVIDIA's are supported")
+    if not (hardware.gpus or hardware.gpu_trouble or hardware.unsupported):
+        yield Check("GPUs", "ok", "none: engines compute on the processor")
+    if hardware.gpus:
+        yield _gpu_locks(Path(patient.config.gpu_locks))
+
+
+def _gpu(gpu: Gpu) -> Check:
+    text = f"{gpu.uuid}, {gpu.name}, {gpu.memory / 2**30:.0f} GiB, driver {gpu.driver}, CUDA {gpu.cuda or 'unknown'}"
+    if gpu.fault:
+        mend = "`nvidia-smi` and the kernel's log (NVRM: Xid) say more; reset it, or restart the machine"
+        return Check("GPUs", "failure", f"{text}: it {gpu.fault}", mend)
+    if gpu.temperature is not None:
+        text += f", {gpu.memory_free / 2**30:.0f} GiB free, {gpu.temperature} °C"
+    if gpu.ecc_uncorrected:
+        mend = "memory that fails again is worth a replacement; `nvidia-smi -q -d ECC,ROW_REMAPPER` says more"
+        return Check("GPUs", "warning", f"{text}: {gpu.ecc_uncorrected} memory errors were not corrected", mend)
+    if gpu.holder:
+        mend = "a node needs a GPU of its own: stop the other one, or add a GPU"
+        return Check("GPUs", "warning", f"{text}: in use by {gpu.holder}", mend)
+    return Check("GPUs", "ok", text)
+
+
+def _gpu_locks(folder: Path) -> Check:
+    mend = "have root make it once, e.g. by tmpfiles.d: `d /run/lock/reconcile 1777 root root -`"
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return Check("GPU locks", "ok", f"{folder} is made with the first engine on a GPU")
+    except OSError as error:
+        return Check("GPU locks", "failure", f"{folder}: {error.strerror}", mend)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.geteuid()):
+        return Check("GPU locks", "failure", f"{folder} is no folder of root's or of this user's", mend)
+    if not os.access(folder, os.W_OK):
+        return Check("GPU locks", "failure", f"this user cannot write to {folder}", mend)
+    if read_own_container() and not folder.is_mount():
+        mend = f"map the machine's: --mount type=bind,source={folder},target={folder}"
+        return Check("GPU locks", "warning", f"{folder} may be this container's own: other nodes do not see it", mend)
+    return Check("GPU locks", "ok", str(folder))
 
 
 # --- the outside --------------------------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from schemas.observation import Gpu, GpuProcess
 from schemas.snapshot import VllmArgs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from schemas.observation import Gpu, GpuProcess, Hardware, Instance
+    from schemas.observation import Hardware, Instance
     from schemas.snapshot import ModelRequirements, RuntimeSpec
+    from schemas.status import GpuStatus
     from schemas.target import ServingTarget
 
 HEADROOM_PERCENT: Final = 10
@@ -153,6 +155,12 @@ def attributed(hardware: Hardware, owners: Mapping[int, str]) -> Hardware:
         for gpu in hardware.gpus
     )
     return replace(hardware, gpus=gpus)
+
+
+def told(seen: GpuStatus) -> Gpu:
+    """A GPU out of a node's report, where it is as it was read."""
+    processes = None if seen.processes is None else tuple(GpuProcess(**dict(item)) for item in seen.processes)
+    return Gpu(**{**dict(seen), "processes": processes})
 
 
 def judged(instances: Sequence[Instance], hardware: Hardware) -> tuple[Instance, ...]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+from reconciler.gpus import told
 from reconciler.planner import plan
 from reconciler.selectors import inside, node_labels, wave_of
 from reconciler.target import assigned, choose
@@ -33,7 +34,6 @@ from schemas.node import NodeConfig, SourcePolicy, TrustPin
 from schemas.observation import (
     Absent,
     ArchivedModel,
-    Gpu,
     Hardware,
     Hold,
     Instance,
@@ -212,7 +212,7 @@ def hardware_of(seen: HardwareStatus) -> Hardware:
         cpus=seen.cpus,
         memory=seen.memory,
         disk=seen.disk,
-        gpus=tuple(Gpu(gpu.uuid, gpu.name, gpu.memory, gpu.driver) for gpu in seen.gpus),
+        gpus=tuple(map(told, seen.gpus)),
         disk_free=seen.disk_free,
     )
 

@@ -524,7 +524,10 @@ class Reconciler:
 
 
 def _without_times(status: NodeStatus) -> NodeStatus:
-    hardware = status.hardware.model_copy(update={"disk_free": 0})
+    # What is free, and how warm it is, moves with every look; errors and faults do not.
+    still = {"memory_free": 0, "temperature": None, "processes": None}
+    gpus = tuple(gpu.model_copy(update=still) for gpu in status.hardware.gpus)
+    hardware = status.hardware.model_copy(update={"disk_free": 0, "gpus": gpus})
     front = status.front.model_copy(update={"counts": None}) if status.front is not None else None
     # When a daemon looks next moves with every pass; what it looks for does not.
     following = status.next.model_copy(update={"at": None, "coming": ()}) if status.next is not None else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from reconciler.drift import SPENT
@@ -134,7 +134,9 @@ def summarise(finding: Finding) -> NodeStatus:
             memory=hardware.memory,
             disk=hardware.disk,
             disk_free=hardware.disk_free,
-            gpus=tuple(GpuStatus(uuid=g.uuid, name=g.name, memory=g.memory, driver=g.driver) for g in hardware.gpus),
+            gpus=tuple(GpuStatus.model_validate(asdict(gpu)) for gpu in hardware.gpus),
+            gpu_trouble=hardware.gpu_trouble[:4096],
+            unsupported=hardware.unsupported,
         ),
         engines=tuple(f"{engine.engine} {engine.version}" for engine in finding.observed.state.engines),
         facts=facts(finding.node, finding.observed),

@@ -7,10 +7,8 @@ fails for lack of memory, or takes less than it should. So what is waited for is
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
 
-from runtime.backends import native_processes as processes
 from schemas.errors import BackendUnavailable, GpuFault, GpuNotFree
 
 if TYPE_CHECKING:
@@ -25,9 +23,6 @@ RELEASE_SECONDS: Final = 60.0
 
 LOOK_SECONDS: Final = (0.02, 0.5)
 """Shortest and longest time between two looks; each costs the driver about as long as a request for its list."""
-
-_INITIAL_PIDS: Final = 0xEFFFFFFC
-"""Inode of the machine's own pid namespace (PROC_PID_INIT_INO in linux/proc_ns.h)."""
 
 
 def await_release(
@@ -74,7 +69,7 @@ def await_release(
 
 def _why_not_free(gpu: Gpu, needed: int, leaving: Mapping[int, str]) -> str:
     listed = gpu.processes or ()
-    left = [process for process in listed if process.pid in leaving or _is_dead(process.pid)]
+    left = [process for process in listed if process.pid in leaving or process.ended]
     if left:
         names = ", ".join(_named(process, leaving) for process in left)
         return f"{gpu.uuid} still has {names}"
@@ -88,8 +83,3 @@ def _named(process: GpuProcess, leaving: Mapping[int, str]) -> str:
     owner = leaving.get(process.pid) or process.instance
     held = f", {process.memory} bytes" if process.memory is not None else ""
     return f"process {process.pid}" + (f" of {owner}" if owner else "") + held
-
-
-def _is_dead(pid: int) -> bool:
-    """Whether a process that the driver lists has ended; in a pid namespace of its own, nobody could tell."""
-    return os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PIDS and not processes.lives(pid)  # noqa: PTH116 - kernel file

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from runtime.backends.native_processes import lives
 from runtime.nvml import Nvml
 from schemas.observation import Hardware
 
@@ -22,6 +23,8 @@ _READ_LIMIT: Final = 2**16
 PCI: Final = "/sys/bus/pci/devices"
 _PCI_PARTS: Final = ("vendor", "class", "device")
 _AMD: Final = "0x1002"
+_INITIAL_PIDS: Final = 0xEFFFFFFC
+"""Inode of the machine's own pid namespace (PROC_PID_INIT_INO in linux/proc_ns.h)."""
 _COMPUTES: Final = ("0x03", "0x12")
 _INSTRUCTIONS: Final = (
     *("amx_bf16", "avx512_bf16", "avx512f", "avx2", "avx"),
@@ -72,7 +75,7 @@ class HostHardware:
             cpus=len(os.sched_getaffinity(0)),
             memory=memory.get("MemTotal", 0),
             disk=usage.f_blocks * usage.f_frsize,
-            gpus=tuple(self._with_holder(gpu) for gpu in seen.gpus),
+            gpus=tuple(map(self._around, seen.gpus)),
             disk_free=usage.f_bavail * usage.f_frsize,
             memory_free=memory.get("MemAvailable", 0),
             gpu_reports=self._reports.so_far() if self._reports is not None else (),
@@ -81,8 +84,15 @@ class HostHardware:
             instructions=self._instructions,
         )
 
-    def _with_holder(self, gpu: Gpu) -> Gpu:
-        return replace(gpu, holder=self._locks.holder(gpu.uuid)) if self._locks is not None else gpu
+    def _around(self, gpu: Gpu) -> Gpu:
+        """A GPU, with what the machine beside the driver knows of it."""
+        holder = self._locks.holder(gpu.uuid) if self._locks is not None else ""
+        if not gpu.processes:
+            return replace(gpu, holder=holder)
+        # Driver and agent mean the same processes by the same ids in the machine's own pid namespace only.
+        same = os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PIDS  # noqa: PTH116 - a kernel file
+        processes = tuple(replace(item, ended=same and not lives(item.pid)) for item in gpu.processes)
+        return replace(gpu, holder=holder, processes=processes)
 
 
 def other_gpus() -> tuple[str, ...]:

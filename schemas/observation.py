@@ -54,6 +54,8 @@ class GpuProcess:
     """Bytes of the GPU's memory that it has; None where the driver does not say."""
     instance: str = ""
     """Which of this node's running instances it belongs to; empty for none of them."""
+    ended: bool = False
+    """Whether it has ended, and only the driver still lists it; also False where that cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)

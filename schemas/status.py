@@ -178,6 +178,18 @@ class NextStatus(Frozen):
     """Everything that is known to come: polls, retries, windows, retests, the scrub, the snapshot's end; in order."""
 
 
+class GpuProcessStatus(Frozen):
+    """A process that computes on a GPU."""
+
+    pid: Count
+    memory: Size | None = None
+    """Bytes of the GPU's memory that it has; absent where the driver does not say."""
+    instance: Text = ""
+    """Which of this node's instances it belongs to; empty for none of them."""
+    ended: bool = False
+    """Whether it has ended, and only the driver still lists it."""
+
+
 class GpuStatus(Frozen):
     """One GPU."""
 
@@ -185,6 +197,24 @@ class GpuStatus(Frozen):
     name: Text
     memory: Size
     driver: Text
+    capability: Text = ""
+    """Compute capability."""
+    cuda: Text = ""
+    """The newest CUDA that the driver serves."""
+    memory_free: Size = 0
+    """Memory that nobody uses, bytes; 0 where that is not known."""
+    temperature: int | None = None
+    """Degrees Celsius; absent where it is not known, as below."""
+    ecc_corrected: Count | None = None
+    """Memory errors that were corrected since the driver was loaded; absent also without error correction."""
+    ecc_uncorrected: Count | None = None
+    """Memory errors that could not be corrected since the driver was loaded."""
+    processes: tuple[GpuProcessStatus, ...] | None = None
+    """Who computes on it; absent where the driver does not say."""
+    fault: Text = ""
+    """Why it computes nothing any more."""
+    holder: Text = ""
+    """Which other node of this machine has it."""
 
 
 class HardwareStatus(Frozen):
@@ -197,6 +227,10 @@ class HardwareStatus(Frozen):
     disk: Size
     disk_free: Size
     gpus: tuple[GpuStatus, ...]
+    gpu_trouble: Text = ""
+    """Why GPUs, or what they report, cannot be read."""
+    unsupported: tuple[Text, ...] = ()
+    """GPUs that are here and are not used: other vendors'."""
 
 
 class NodeStatus(Document):

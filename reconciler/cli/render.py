@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.journal import Event, PassRecord
-    from schemas.status import ComingStatus, FrontStatus, NextStatus, NodeStatus, ReceiptStatus, StoreStatus
+    from schemas.status import ComingStatus, FrontStatus, GpuStatus, HardwareStatus, NextStatus, NodeStatus, ReceiptStatus, StoreStatus
 
 _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     DownloadModel: ("+", "download"),
@@ -245,10 +245,11 @@ def status_text(status: NodeStatus, now: datetime) -> str:
     if status.store is not None:
         lines += ["", *_store_lines(status.store)]
     machine = status.hardware
-    gpus = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
+    gpus = plural(len(machine.gpus), "GPU") if machine.gpus else "no GPU"
     lines += [
         "",
         f"Machine   {machine.processor}, {machine.cpus} CPUs, {size(machine.memory)} memory, {gpus}",
+        *(f"GPU       {line}" for line in gpu_lines(machine)),
         f"Disk      {size(machine.disk_free)} of {size(machine.disk)} free",
         f"Agent     {status.agent}; native engines: {', '.join(status.engines) or 'none'}",
         f"As of     {relative_time(status.updated_at, now)}",
@@ -258,6 +259,34 @@ def status_text(status: NodeStatus, now: datetime) -> str:
         others = [item for item in status.next.coming if item.why != status.next.why]
         lines += [f"Then      {_next_line(item, now)}" for item in others[:MOST_SHOWN]]
     return "\n".join(lines)
+
+
+def gpu_lines(machine: HardwareStatus) -> list[str]:
+    """Each GPU as it was read, and what cannot be used or read."""
+    return [
+        *map(_gpu_line, machine.gpus),
+        *machine.unsupported,
+        *([machine.gpu_trouble] if machine.gpu_trouble else []),
+    ]
+
+
+def _gpu_line(gpu: GpuStatus) -> str:
+    parts = [f"{gpu.uuid} {gpu.name}"]
+    if gpu.fault:
+        parts.append(gpu.fault.upper())
+    known = gpu.temperature is not None
+    parts.append(f"{size(gpu.memory_free)} of {size(gpu.memory)} free" if known else size(gpu.memory))
+    parts += [f"{gpu.temperature} °C"] if known else []
+    if gpu.ecc_uncorrected is not None:
+        parts.append(f"{gpu.ecc_uncorrected} uncorrected and {gpu.ecc_corrected or 0} corrected memory errors")
+    parts.append(f"driver {gpu.driver}" + (f", CUDA {gpu.cuda}" if gpu.cuda else ""))
+    strangers = [process for process in gpu.processes or () if not process.instance]
+    if strangers:
+        held = sum(process.memory or 0 for process in strangers)
+        parts.append(f"{plural(len(strangers), 'process', 'processes')} of others with {size(held)}")
+    if gpu.holder:
+        parts.append(f"in use by {gpu.holder}")
+    return ", ".join(parts)
 
 
 def _next_line(coming: NextStatus | ComingStatus, now: datetime) -> str:

@@ -25,7 +25,7 @@ from schemas.observation import MODEL_TRANSITIONS
 if TYPE_CHECKING:
     from reconciler.loop import PassResult
     from schemas.errors import ReconcileError
-    from schemas.status import NodeStatus
+    from schemas.status import GpuStatus, NodeStatus
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Of the text format (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
@@ -83,6 +83,25 @@ class Metrics:
         )
         self._disk = Gauge("reconcile_disk_bytes", "The state directory's disk.", ["which"], registry=make)
         self._gpu = Gauge("reconcile_gpu_memory_bytes", "Memory of a GPU.", ["uuid", "name"], registry=make)
+        self._gpu_free = Gauge(
+            "reconcile_gpu_memory_free_bytes", "Memory of a GPU that nobody uses.", ["uuid"], registry=make
+        )
+        self._gpu_used = Gauge(
+            "reconcile_gpu_process_memory_bytes",
+            "Memory of a GPU, by whose processes have it: an instance of this node, or others.",
+            ["uuid", "instance"],
+            registry=make,
+        )
+        self._gpu_celsius = Gauge("reconcile_gpu_temperature_celsius", "Temperature of a GPU.", ["uuid"], registry=make)
+        self._gpu_ecc = Gauge(
+            "reconcile_gpu_ecc_errors",
+            "Memory errors of a GPU since its driver was loaded, corrected or uncorrected.",
+            ["uuid", "kind"],
+            registry=make,
+        )
+        self._gpu_fault = Gauge(
+            "reconcile_gpu_fault", "1 for a GPU that computes nothing any more.", ["uuid"], registry=make
+        )
         self._front = Gauge(
             "reconcile_front_requests", "Requests at the front; in_flight and held: now.", ["which"], registry=make
         )
@@ -112,7 +131,11 @@ class Metrics:
 
     def show(self, status: NodeStatus) -> None:
         """Set what a status says."""
-        for changing in (self._condition, self._state, self._serving, self._held, self._front, self._gpu):
+        of_gpus = (
+            *(self._gpu, self._gpu_free, self._gpu_used, self._gpu_celsius, self._gpu_ecc),
+            self._gpu_fault,
+        )
+        for changing in (self._condition, self._state, self._serving, self._held, self._front, *of_gpus):
             changing.clear()  # what is no longer so has no series
         self._agent.labels(status.agent, status.network, status.node).set(1)
         self._updated.set(status.updated_at.timestamp())
@@ -145,7 +168,22 @@ class Metrics:
         self._disk.labels("size").set(status.hardware.disk)
         self._disk.labels("free").set(status.hardware.disk_free)
         for gpu in status.hardware.gpus:
-            self._gpu.labels(gpu.uuid, gpu.name).set(gpu.memory)
+            self._show_gpu(gpu)
+
+    def _show_gpu(self, gpu: GpuStatus) -> None:
+        """What is not known of it has no series."""
+        self._gpu.labels(gpu.uuid, gpu.name).set(gpu.memory)
+        self._gpu_fault.labels(gpu.uuid).set(int(bool(gpu.fault)))
+        if gpu.temperature is not None:
+            # Only of a GPU that was read is anything free.
+            self._gpu_free.labels(gpu.uuid).set(gpu.memory_free)
+            self._gpu_celsius.labels(gpu.uuid).set(gpu.temperature)
+        for process in gpu.processes or ():
+            if process.memory is not None:
+                self._gpu_used.labels(gpu.uuid, process.instance or "others").inc(process.memory)
+        for kind, count in (("corrected", gpu.ecc_corrected), ("uncorrected", gpu.ecc_uncorrected)):
+            if count is not None:
+                self._gpu_ecc.labels(gpu.uuid, kind).set(count)
 
     def text(self) -> bytes:
         """The text format."""

@@ -15,7 +15,7 @@ from reconciler.target import withdrawn
 from reconciler.verbs import record
 from schemas.control import Left, Rollback
 from schemas.errors import NothingToGoBackTo
-from schemas.observation import Difference, Instance
+from schemas.observation import Difference, GpuReport, Instance
 from tests.desired_state.network import signatures
 from tests.simulation.faults import CrashError
 from tests.simulation.network import (
@@ -330,8 +330,10 @@ class Schedule:
 
     def _gpu(self) -> None:
         """The GPU is gone, there again, or has another driver."""
-        choices = (hardware(gpus=()), hardware(gpus=(gpu(),)), hardware(gpus=(replace(gpu(), driver="580.2"),)))
-        self.world.machine.hardware = self.chance.choice(choices)
+        lost = replace(gpu(), fault="has fallen off the bus")
+        cards = ((), (gpu(),), (replace(gpu(), driver="580.2"),), (lost,), (lost, gpu("GPU-2")), (gpu(), gpu("GPU-2")))
+        reports = self.chance.choice(((), (GpuReport(self.chance.randbytes(4).hex(), "GPU-1", "Xid 79"),)))
+        self.world.machine.hardware = hardware(gpus=self.chance.choice(cards), gpu_reports=reports)
 
     def _operator(self) -> None:
         """A person at the node."""
@@ -386,9 +388,24 @@ class Schedule:
         ours = self.chance.random() < 0.5
         name = f"reconcile-testnet-{self.chance.randbytes(6).hex()}"
         node_id = NODE_ID if ours else "0x" + "2" * 40
-        room.specs[name] = replace(spec, name=name, intent=name[-12:], node_id=node_id)
+        # Another node keeps off GPUs that are in use, as ours does.
+        free = [card.uuid for card in self.world.machine.hardware.gpus if not self._is_taken(card.uuid)]
+        gpus = () if ours or not free else (self.chance.choice(free),)
+        room.specs[name] = replace(spec, name=name, intent=name[-12:], node_id=node_id, gpus=gpus)
         status = "exited" if ours else "running"
-        room.instances[name] = Instance(name, name[-12:], "native", spec.target.spec_digest, status)
+        room.instances[name] = Instance(name, name[-12:], "native", spec.target.spec_digest, status, gpus=gpus)
+
+    def _is_taken(self, uuid: str) -> bool:
+        """Whether anybody runs on a GPU."""
+        rooms = self.world.rooms.values()
+        return any(uuid in room.specs[item.name].gpus for room in rooms for item in room.running())
+
+    def _strangers_leave_gpus(self) -> None:
+        """Other nodes end what they run on GPUs."""
+        for room in self.world.rooms.values():
+            for item in room.running():
+                if room.specs[item.name].node_id != NODE_ID and item.gpus:
+                    room.kill(item.name)
 
     def _new_agent(self) -> None:
         """The agent is restarted, by hand or by an upgrade."""
@@ -440,6 +457,7 @@ class Schedule:
         world.stop.asked = False
         world.engine.lies = frozenset()
         world.machine.hardware = hardware(gpus=(gpu(),))
+        self._strangers_leave_gpus()
         world.shelf.unreachable, world.shelf.capacity = False, 2**50
         world.shelf.corrupt_sources.clear()
         for server in world.servers.values():
@@ -513,7 +531,8 @@ HAPPENINGS: Final[dict[str, tuple[int, Callable[[Schedule], None]]]] = {
     "stored bytes change": (3, Schedule._bytes),
     "the disk fills or empties": (1, Schedule._space),
     "the clock is set": (2, Schedule._clock),
-    "the GPU changes": (1, Schedule._gpu),
+    "the GPU changes": (2, Schedule._gpu),
+    "GPUs are left": (1, Schedule._strangers_leave_gpus),
     "an operator": (4, Schedule._operator),
     "nothing is due": (1, Schedule._idle),
     "strangers": (1, Schedule._strangers),

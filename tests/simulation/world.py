@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ from reconciler.kinds.base import Adapters
 from reconciler.loop import Node, Reconciler
 from reconciler.source import RepositorySource
 from reconciler.state_dir import StateDir
-from runtime.backends.simulated import SimulatedBackend, SimulatedEngineRoom
+from runtime.backends.simulated import SimulatedBackend, SimulatedEngineRoom, SimulatedGpus
 from runtime.engines.simulated import SimulatedConnection, SimulatedEngine
 from runtime.environments_simulated import SimulatedEnvironments
 from runtime.front.simulated import SimulatedFront
@@ -30,6 +31,7 @@ from schemas.errors import (
     SourceUnreachable,
     StartFailed,
 )
+from schemas.observation import GpuProcess
 from schemas.ports import Completed, Ports
 from tests.desired_state.network import FIRST_TRUST
 from tests.simulation.disk import SimulatedFiles, SimulatedJournal
@@ -40,15 +42,15 @@ from tests.support.invariants.sight import Sight, look, read_record
 from tests.support.invariants.witness import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
     from reconciler.executor import Outcome
     from reconciler.loop import PassResult
     from runtime.front.route import Route
-    from runtime.interfaces import Backend, Model
-    from schemas.observation import Hardware, Instance
+    from runtime.interfaces import Backend, InstanceSpec, Model
+    from schemas.observation import Gpu, Hardware, Instance
     from schemas.plan import Action
     from tests.support.invariants.sight import Record
 
@@ -145,15 +147,36 @@ class NoProcesses:
         raise AssertionError(f"unexpected subprocess {argv}")
 
 
-class Machine:
-    """The hardware, as it is now."""
+LINGER: Final = 2**22
+"""First of the process ids that only the driver still knows: above every one that Linux gives."""
 
-    def __init__(self) -> None:
+
+class Machine:
+    """The hardware, as it is now: who has its GPUs, and what the driver lists on them."""
+
+    def __init__(self, clock: SimulatedClock, rooms: Mapping[str, SimulatedEngineRoom]) -> None:
         self.hardware: Hardware = hardware(gpus=(gpu(),))
+        self.lingering: dict[int, tuple[str, float]] = {}
+        """By process id: the GPU on which what has ended is listed still, and until when."""
+        self._clock = clock
+        self._gpus = next(iter(rooms.values())).gpus
 
     def read(self) -> Hardware:
         """It."""
-        return self.hardware
+        return replace(self.hardware, gpus=tuple(map(self._read, self.hardware.gpus)))
+
+    def _read(self, card: Gpu) -> Gpu:
+        now = self._clock.elapsed
+        left = [pid for pid, (uuid, until) in self.lingering.items() if uuid == card.uuid and now < until]
+        return replace(
+            card,
+            holder=self._gpus.holder(card.uuid, "testnet", NODE_ID),
+            processes=tuple(GpuProcess(pid, 2**30, ended=True) for pid in left),
+        )
+
+    def linger(self, uuid: str, seconds: float) -> None:
+        """An engine that has ended is listed for a while."""
+        self.lingering[LINGER + len(self.lingering)] = (uuid, self._clock.elapsed + seconds)
 
 
 class SimulatedGit:
@@ -218,7 +241,7 @@ class WitnessedBackend(SimulatedBackend):
         item = self._room.instances.get(name)
         spec = self._room.specs.get(name)
         if item is not None and spec is not None and item.status != "running" and not self._room.unavailable:
-            self.world.sees_start(self, spec.name, spec.intent, spec.target)
+            self.world.sees_start(self, spec)
         super().start(name)
 
     def stop(self, name: str, *, grace: float) -> None:
@@ -226,6 +249,8 @@ class WitnessedBackend(SimulatedBackend):
         item = self._room.instances.get(name)
         if item is not None and item.status == "running" and not self._room.unavailable:
             self.world.sees_stop(item)
+            for uuid in item.gpus:
+                self.world.machine.linger(uuid, self.world.chance.choice((0, 0, 2, 20, 100)))
         super().stop(name, grace=grace)
 
     def remove(self, name: str) -> None:
@@ -288,12 +313,16 @@ class World:
         self.trace = self.faults.trace
         self.clock = SimulatedClock()
         self.state = StateDir(folder)
-        self.rooms = {"native": SimulatedEngineRoom(), "docker": SimulatedEngineRoom(pullable=set(IMAGES))}
+        cards = SimulatedGpus()
+        self.rooms = {
+            "native": SimulatedEngineRoom(gpus=cards),
+            "docker": SimulatedEngineRoom(pullable=set(IMAGES), gpus=cards),
+        }
         self.shelf = SimulatedShelf()
         self.environments = SimulatedEnvironments()
         self.front = WitnessedFront()
         self.front.world = self
-        self.machine = Machine()
+        self.machine = Machine(self.clock, self.rooms)
         self.servers = {url: Server(url) for url in URLS}
         self.engine = SimulatedEngine()
         self.files = SimulatedFiles(self.faults)
@@ -349,6 +378,7 @@ class World:
             run_folder=self.state.run,
             log_folder=self.state.logs,
             front=self._faulty(self.front, "front"),
+            machine=self.machine,
             health=HealthWatch(self.clock),
         )
         return Node(
@@ -435,12 +465,13 @@ class World:
             if room.specs[item.name].node_id == NODE_ID
         ]
 
-    def sees_start(self, backend: WitnessedBackend, name: str, intent: str, target: Any) -> None:
+    def sees_start(self, backend: WitnessedBackend, spec: InstanceSpec) -> None:
         """Tell the witness of a start."""
+        cards = {card.uuid: card for card in self.machine.read().gpus}
         self.witness.starts(
-            name,
-            intent,
-            target,
+            spec.name,
+            spec.intent,
+            spec.target,
             at=self.clock.now(),
             record=self.record(),
             models=SimulatedModelStore(self.shelf).list(),
@@ -448,6 +479,8 @@ class World:
             blind=self.blind(),
             accelerator=self.machine.hardware.accelerator,
             unenforced=frozenset(backend.not_enforced()),
+            gpus={uuid: cards[uuid].fault if uuid in cards else "it is not there" for uuid in spec.gpus},
+            busy={card.uuid for card in cards.values() if card.processes},
         )
 
     def sees_stop(self, item: Instance) -> None:
@@ -462,6 +495,8 @@ class World:
         )
 
     def _at_point(self, name: str) -> None:
+        for message in shared_gpus(self.rooms.values()):
+            self.witness._say("I3", f"{message}, at {name}")
         running = self.running()
         if len(running) > 1:
             self.witness._say("I3", f"{', '.join(item.name for item in running)} run at once, at {name}")
@@ -493,6 +528,19 @@ class World:
             return self.reconciler.run_pass(), ""
         except ReconcileError as error:
             return None, f"{error.reason}: {error.message}"
+
+
+def shared_gpus(rooms: Iterable[SimulatedEngineRoom]) -> Iterator[str]:
+    """GPUs on which engines of two nodes run."""
+    nodes: dict[str, set[tuple[str, str]]] = {}
+    for room in rooms:
+        for item in room.running():
+            spec = room.specs[item.name]
+            for uuid in spec.gpus:
+                nodes.setdefault(uuid, set()).add((spec.network, spec.node_id))
+    for uuid, owners in sorted(nodes.items()):
+        if len(owners) > 1:
+            yield f"engines of {len(owners)} nodes run on {uuid}"
 
 
 __all__ = ["NAMES", "CrashError", "World", "model_digest"]

@@ -7,6 +7,7 @@ moment of the effect. Whoever can only look from time to time calls `looked`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from reconciler.target import withdrawn
@@ -15,7 +16,7 @@ from schemas.observation import StoredModel
 from tests.support.invariants.checks import Violation, allowed, check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from datetime import datetime
 
     from schemas.observation import Instance, ModelSeen
@@ -96,6 +97,8 @@ class Witness:
         unenforced: frozenset[str] = frozenset(),
         by_owner: frozenset[str] = frozenset(),
         overlap: bool = False,
+        gpus: Mapping[str, str] = MappingProxyType({}),
+        busy: Collection[str] = (),
     ) -> None:
         """An instance is about to run.
 
@@ -112,12 +115,19 @@ class Witness:
             unenforced: restrictions that its backend does not enforce.
             by_owner: those that the node's owner can do without.
             overlap: whether a second one may run.
+            gpus: by UUID: the GPUs that it gets, with why one of them computes nothing.
+            busy: GPUs on which something is listed that has ended.
         """
         self.log.append(Served(at, "start", name))
         self.names.add(name)
         others = [item.name for item in running if item.name != name]
         if others and not overlap:
             self._say("I3", f"{name} is started while {', '.join(others)} runs")
+        for uuid, fault in gpus.items():
+            if fault:
+                self._say("I4", f"{name} is started on {uuid}, and {fault}")
+            if uuid in busy:
+                self._say("I4", f"{name} is started on {uuid}, which has not given back what ended on it")
         if blind:
             self._say("I3", f"{name} is started while {', '.join(blind)} cannot be seen")
         row = record.intents.get(intent)
