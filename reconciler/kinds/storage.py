@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from reconciler.kinds.base import Kind
 from reconciler.memory import DropHold, ForgetModel, Note, model_state
-from schemas.observation import ArchivedModel, Present, StoredModel
+from schemas.observation import ArchivedModel, Present, StoredModel, Unknown
 from schemas.plan import Action, ArchiveModel, RemoveLeftover, RemoveModel, SweepStore, VerifyModel
 
 if TYPE_CHECKING:
@@ -118,6 +118,9 @@ def _remove_unlisted(situation: Situation, draft: Draft, document: SnapshotDocum
     if not document.spec.models and not document.spec.policy.gc.allow_empty:
         draft.explain("models", "the snapshot lists no models, and gc.allowEmpty is off: nothing is removed")
         return
+    if why := _why_unknown(situation):
+        draft.explain("models", f"{why}: nothing is removed")
+        return
     kept = in_use(situation.choice, situation.observed)
     for item in unlisted(situation.desired, situation.observed, kept):
         spent = f"{item.seconds:.0f} s of running time"
@@ -142,6 +145,21 @@ def _remove_unlisted(situation: Situation, draft: Draft, document: SnapshotDocum
                     size=item.size,
                 )
             )
+
+
+def _why_unknown(situation: Situation) -> str:
+    """Why it cannot be told what may be served from the store just now; empty where it can."""
+    good = situation.observed.memory.last_known_good
+    targets = (situation.choice.target, situation.choice.wanted, good.target if good else None)
+    known = {target.spec_digest for target in targets if target is not None}
+    for name, seen in sorted(situation.observed.state.backends.items()):
+        if isinstance(seen, Unknown):
+            return f"{name} may serve any model, and cannot be seen"
+        if isinstance(seen, Present):
+            for item in seen.value:
+                if item.status == "running" and item.spec_digest not in known:
+                    return f"{item.name} runs, and which model it serves is not remembered"
+    return ""
 
 
 def _seen(observed: Observed, digest: str) -> ModelSeen | None:

@@ -9,6 +9,7 @@ from unittest import mock
 
 import desired_state.trust
 import reconciler.executor
+import reconciler.gpus
 import reconciler.kinds.front
 import reconciler.kinds.runtime
 import reconciler.kinds.storage
@@ -20,6 +21,7 @@ import reconciler.source
 import reconciler.target
 from desired_state.watermark import MarkFile
 from reconciler.journal import Journal
+from runtime.backends.simulated import SimulatedBackend, SimulatedGpus
 from runtime.host import DurableFiles
 from schemas.observation import Present, StoredModel, Unknown
 from schemas.plan import StartInstance, StopInstance
@@ -288,6 +290,27 @@ def _dies_of_disks() -> list[Any]:
     return [_patch(reconciler.loop, "of_disk", unchanged), _patch(reconciler.executor, "of_disk", unchanged)]
 
 
+def _shares_gpus() -> list[Any]:
+    """Whoever has a GPU, and whether it computes, is not asked."""
+    return [
+        _patch(reconciler.gpus, "_refusal", lambda _target, _gpu: ("", "")),
+        _patch(SimulatedBackend, "start", _start_anywhere),
+    ]
+
+
+def _start_anywhere(self: SimulatedBackend, name: str) -> None:
+    with mock.patch.object(SimulatedGpus, "holder", return_value=""):
+        _real_start(self, name)
+
+
+_real_start: Final = SimulatedBackend.start
+
+
+def _hurries() -> list[Any]:
+    """A GPU is taken for free as soon as what ran on it was stopped."""
+    return [_patch(reconciler.kinds.runtime, "await_release", lambda *_, **__: 0.0)]
+
+
 def _mutation(name: str, finds: str, patches: Callable[[], list[Any]]) -> Mutation:
     return Mutation(name, frozenset(finds.split()), patches)
 
@@ -314,4 +337,6 @@ MUTATIONS: Final = (
     _mutation("clients before the probe", "I2", _early_route),
     _mutation("waits outlive the clock", "I7 I11", _endless_waits),
     _mutation("a full disk ends the agent", "I11", _dies_of_disks),
+    _mutation("other nodes' GPUs are taken", "I3 I4", _shares_gpus),
+    _mutation("a GPU is not waited for", "I4", _hurries),
 )

@@ -98,6 +98,8 @@ WISHES: Final = (
     Wish("b", container=IMAGES[0]),
     Wish("c", container=IMAGES[1]),
     Wish("a", gpus=1),
+    Wish("c", gpus=1),
+    Wish("b", container=IMAGES[0], gpus=1),
     Wish("b", withdrawn="a"),
     Wish("a", withdrawn="b"),
     Wish("d", listed=("b", "d")),

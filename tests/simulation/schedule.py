@@ -535,7 +535,7 @@ HAPPENINGS: Final[dict[str, tuple[int, Callable[[Schedule], None]]]] = {
     "GPUs are left": (1, Schedule._strangers_leave_gpus),
     "an operator": (4, Schedule._operator),
     "nothing is due": (1, Schedule._idle),
-    "strangers": (1, Schedule._strangers),
+    "strangers": (2, Schedule._strangers),
     "a new agent": (2, Schedule._new_agent),
     "a stop is asked for": (1, Schedule._asked_to_stop),
 }

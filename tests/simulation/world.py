@@ -485,8 +485,10 @@ class World:
 
     def sees_stop(self, item: Instance) -> None:
         """Tell the witness of a stop."""
+        lost = any(card.uuid in item.gpus for card in self.machine.hardware.gpus if card.fault)
         self.witness.stops(
-            item,
+            # An engine whose GPU is gone serves nobody, however well it looks.
+            replace(item, health="unhealthy") if lost else item,
             at=self.clock.now(),
             record=self.record(),
             models=SimulatedModelStore(self.shelf).list(),
