@@ -254,9 +254,6 @@ class Reconciler:
         ignore_windows = ignore_windows or (expected is not None and expected.outside_window)
         for round_number in range(MAX_ROUNDS):
             desired, observed, suspended = self._look(accepted, outcomes)
-            if self._note_gpus(observed):
-                # What was just asked for is part of what is decided now.
-                desired, observed, suspended = self._look(accepted, outcomes)
             self._void_what_is_stale(observed)
             plan = make_plan(desired, observed, node.config, ports.clock.now(), ignore_windows=ignore_windows)
             if round_number == 0:
@@ -297,7 +294,11 @@ class Reconciler:
         """Both arguments of a round's decision, and whether a person has suspended changes."""
         if self._lookout is not None:
             self._lookout.read()
-        desired, observed = self._node.look(accepted.digest if accepted else "")
+        digest = accepted.digest if accepted else ""
+        desired, observed = self._node.look(digest)
+        if self._note_gpus(observed):
+            # What was just asked for is part of what is decided now.
+            desired, observed = self._node.look(digest)
         done = [item.action for item in outcomes if item.status == "done"]
         return desired, until_it_serves(observed, done), bool(observed.memory.suspended)
 

@@ -41,7 +41,16 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.journal import Event, PassRecord
-    from schemas.status import ComingStatus, FrontStatus, GpuStatus, HardwareStatus, NextStatus, NodeStatus, ReceiptStatus, StoreStatus
+    from schemas.status import (
+        ComingStatus,
+        FrontStatus,
+        GpuStatus,
+        HardwareStatus,
+        NextStatus,
+        NodeStatus,
+        ReceiptStatus,
+        StoreStatus,
+    )
 
 _SIGNS: Final[dict[type[Action], tuple[str, str]]] = {
     DownloadModel: ("+", "download"),

@@ -12,7 +12,7 @@ import uuid
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,10 +21,11 @@ from runtime.backends.native import NativeBackend
 from runtime.backends.simulated import SimulatedBackend, SimulatedEngineRoom
 from runtime.connection import UnixConnection
 from runtime.engines.simulated import SimulatedConnection
+from runtime.gpu_locks import GpuLocks
 from runtime.host import host_ports
 from runtime.interfaces import InstanceSpec, Launch
 from schemas.digests import digest_text
-from schemas.errors import BackendUnavailable, EngineUnreachable, StartFailed
+from schemas.errors import BackendUnavailable, EngineUnreachable, GpuInUse, StartFailed
 from schemas.observation import Difference
 from tests.contracts.backend_contract import (
     BackendContract,
@@ -35,6 +36,7 @@ from tests.contracts.backend_contract import (
     look,
     run,
 )
+from tests.contracts.gpu_contract import GPU, GpuContract, is_started, on
 from tests.support import builders, test_engine
 
 if TYPE_CHECKING:
@@ -121,8 +123,9 @@ class NativeHarness:
     def attach(self, node: str = "a") -> NativeBackend:
         """A new object over the same folder."""
         self.nodes.add(node)
-        run_folder = self.folder / node / "run"
-        return NativeBackend(run_folder, network="testnet", node_id=f"{node}-{self.unique}", ports=host_ports())
+        run_folder, node_id = self.folder / node / "run", f"{node}-{self.unique}"
+        locks = GpuLocks(self.folder / "gpus", network="testnet", node_id=node_id)
+        return NativeBackend(run_folder, network="testnet", node_id=node_id, ports=host_ports(), locks=locks)
 
     def spec(self, intent: str, *flags: str, node: str = "a") -> InstanceSpec:
         """The test engine under this interpreter."""
@@ -191,7 +194,7 @@ class NativeHarness:
                 native_confinement.unmount(str(mounted))
 
 
-class TestSimulated(BackendContract):
+class TestSimulated(GpuContract, BackendContract):
     """The simulator must not drift from what is real."""
 
     @pytest.fixture
@@ -200,7 +203,25 @@ class TestSimulated(BackendContract):
         return SimulatedHarness(tmp_path)
 
 
-class TestNative(RealBackendContract):
+def start_and_die(backend: NativeBackend, name: str) -> None:
+    """Start an instance in another process, which is killed before it has let go of anything."""
+    real = backend._launch
+
+    def launch(*arguments: Any) -> str:
+        answer = real(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    child = os.fork()
+    if child == 0:
+        backend._launch = launch  # type: ignore[method-assign]
+        backend.start(name)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+
+
+class TestNative(GpuContract, RealBackendContract):
     """Real processes of this host."""
 
     @pytest.fixture
@@ -209,6 +230,19 @@ class TestNative(RealBackendContract):
         harness = NativeHarness(tmp_path)
         yield harness
         harness.close()
+
+    def test_an_agent_that_is_killed_while_it_starts_leaves_no_gap(self, harness: NativeHarness) -> None:
+        """SIGKILL with the locks in its hands: the GPU goes from the agent to the engine without a moment between (I3)."""
+        ours, theirs = on(harness.spec("a1"), GPU), on(harness.spec("b1", node="b"), GPU)
+        harness.attach().create(ours)
+        start_and_die(harness.attach(), ours.name)
+        assert look(harness.attach(), ours).status == "running"
+        other = harness.attach("b")
+        other.create(theirs)
+        with pytest.raises(GpuInUse, match=f"in use by {ours.name}"):
+            other.start(theirs.name)
+        os.kill(harness.shim(ours), signal.SIGKILL)
+        eventually(lambda: is_started(other, theirs), "the GPU is free once the supervisor and its engine are dead")
 
     def test_the_supervisor_s_death_takes_the_engine_along(self, harness: NativeHarness) -> None:
         """SIGKILL of the supervisor leaves no engine that nobody looks after, and is seen for what it is (I3)."""

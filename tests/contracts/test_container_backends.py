@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import uuid
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import docker
 import docker.errors
 import pytest
 
+from runtime.backends import docker_api
+from runtime.backends.container_limits import host_config
 from runtime.backends.docker_api import LABEL, ContainerEngine, ContainerEvents
 from runtime.connection import UnixConnection
+from runtime.gpu_locks import GpuLocks
 from runtime.host import host_ports
 from runtime.interfaces import InstanceSpec, Launch
-from schemas.errors import BackendUnavailable, EngineUnreachable, ImageUnavailable
+from schemas.errors import BackendUnavailable, EngineUnreachable, GpuInUse, ImageUnavailable
 from schemas.observation import Absent, Present
-from tests.contracts.backend_contract import RealBackendContract, await_exit, run
+from tests.contracts.backend_contract import RealBackendContract, await_exit, eventually, run
+from tests.contracts.gpu_contract import GPU, GpuContract, is_started, on
 from tests.contracts.test_backends import describe
 from tests.support import builders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from runtime.interfaces import Backend, EngineConnection
     from schemas.target import BackendName
+
+
+def _keepers(container: str) -> list[int]:
+    """Process ids of what keeps a container's GPUs."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0") if entry.name.isdigit() else []
+            if container in argv and any(word.endswith("gpu_keeper.py") for word in argv):
+                found.append(int(entry.name))
+    return found
 
 
 class ContainerHarness:
@@ -44,6 +63,9 @@ class ContainerHarness:
         self.socket.symlink_to(host.removeprefix("unix://"))
         self.api = docker.DockerClient(base_url=host, timeout=60)
         self.attached: list[ContainerEngine] = []
+        # What an engine without NVIDIA's toolkit would refuse; everything else about GPUs is as it would be.
+        self.without_devices = mock.patch.object(docker_api, "host_config", without_devices)
+        self.without_devices.start()
 
     def attach(self, node: str = "a") -> ContainerEngine:
         """A new object over the same engine."""
@@ -54,6 +76,7 @@ class ContainerHarness:
             node_id=f"{node}-{self.unique}",
             ports=host_ports(),
             run_folder=self.folder / node / "run",
+            locks=GpuLocks(self.folder / "gpus", network="testnet", node_id=f"{node}-{self.unique}"),
         )
         self.attached.append(backend)
         return backend
@@ -117,10 +140,16 @@ class ContainerHarness:
         for folder in self.folder.glob("*/run/*"):
             if folder.is_mount():
                 host_ports().processes.run(["umount", "--lazy", str(folder)], timeout=10)
+        self.without_devices.stop()
         self.api.close()
 
 
-class ContainerContract(RealBackendContract):
+def without_devices(spec: InstanceSpec, image: dict[str, Any]) -> dict[str, Any]:
+    """The restrictions of a container, without the devices of its GPUs."""
+    return {**host_config(spec, image), "device_requests": None}
+
+
+class ContainerContract(GpuContract, RealBackendContract):
     """What containers promise beyond the common contract."""
 
     def inside(self, harness: ContainerHarness, *flags: str) -> dict[str, Any]:
@@ -145,6 +174,28 @@ class ContainerContract(RealBackendContract):
         spec = replace(spec, launch=replace(spec.launch, compiles=True))
         answer: Any = run(harness, harness.attach(), spec).request("GET", "/inside", timeout=30)
         assert answer["scratch"] == {"size": spec.target.resources.memory // 4, "executable": True}
+
+    def test_an_agents_death_does_not_free_what_its_container_uses(
+        self, harness: ContainerHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nor does that of the container's keeper: an agent in a container takes its keepers with it (I3)."""
+        ours, theirs = on(harness.spec("a1"), GPU), on(harness.spec("b1", node="b"), GPU)
+        run(harness, harness.attach(), ours)
+        other = harness.attach("b")
+        other.create(theirs)
+        container = harness.left(ours)[0]
+        (keeper,) = _keepers(container)
+        os.kill(keeper, signal.SIGKILL)
+        eventually(lambda: not _keepers(container), "the keeper is gone")
+        with pytest.raises(GpuInUse, match=f"in use by {ours.name}"):
+            other.start(theirs.name)
+        harness.kill(harness.attach(), ours)
+        eventually(lambda: is_started(other, theirs), "the GPU is free after the container")
+        # A keeper ends with its container.
+        taken = harness.left(theirs)[0]
+        assert len(_keepers(taken)) == 1
+        other.remove(theirs.name)
+        eventually(lambda: not _keepers(taken), "the other keeper is gone")
 
     def test_restrictions_reach_the_engine_as_asked(self, harness: ContainerHarness) -> None:
         """Read-only root, limits and mounts, as the container engine itself tells them (I10)."""
