@@ -232,7 +232,7 @@ class TestNative(GpuContract, RealBackendContract):
         harness.close()
 
     def test_an_agent_that_is_killed_while_it_starts_leaves_no_gap(self, harness: NativeHarness) -> None:
-        """SIGKILL with the locks in its hands: the GPU goes from the agent to the engine without a moment between (I3)."""
+        """SIGKILL with the locks in its hands: the GPU goes from agent to engine without a moment between (I3)."""
         ours, theirs = on(harness.spec("a1"), GPU), on(harness.spec("b1", node="b"), GPU)
         harness.attach().create(ours)
         start_and_die(harness.attach(), ours.name)
