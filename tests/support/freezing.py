@@ -10,7 +10,10 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 SEIZE: Final = 0x4206
 INTERRUPT: Final = 0x4207
@@ -18,16 +21,18 @@ ALL: Final = 0x40000000
 """PTRACE_SEIZE, PTRACE_INTERRUPT, and __WALL, which waits for threads too."""
 
 
-def busiest(process: int, seconds: float) -> int:
+def busiest(process: int, seconds: float, but: Collection[int] = ()) -> int:
     """The thread that used the most processor time lately.
 
     Args:
         process: whose.
         seconds: for how long it is watched.
+        but: threads that are not meant.
     """
     before = _ticks(process)
     time.sleep(seconds)
-    return max(_ticks(process).items(), key=lambda item: item[1] - before.get(item[0], 0))[0]
+    used = {thread: ticks - before.get(thread, 0) for thread, ticks in _ticks(process).items() if thread not in but}
+    return max(used.items(), key=lambda item: item[1])[0]
 
 
 def _ticks(process: int) -> dict[int, int]:
