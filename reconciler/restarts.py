@@ -19,7 +19,6 @@ from schemas.observation import Hold, Rejection
 from schemas.plan import CRASH_LOOPING, RESTARTING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from reconciler.memory import Change
@@ -126,9 +125,3 @@ def after_end(
         DropHold(key(action.spec_digest)),
         Note("Warning", CRASH_LOOPING, message, action.instance),
     )
-
-
-def forgotten(memory: Memory, now: datetime) -> Sequence[DropHold]:
-    """What is remembered of ends so long ago that nothing follows from them."""
-    old = [subject for subject, hold in memory.holds.items() if subject.startswith(_PREFIX) and _is_over(hold, now)]
-    return [DropHold(subject) for subject in sorted(old)]

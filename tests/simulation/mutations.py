@@ -16,6 +16,7 @@ import reconciler.kinds.validation
 import reconciler.loop
 import reconciler.memory
 import reconciler.observe
+import reconciler.restarts
 import reconciler.source
 import reconciler.target
 from desired_state.watermark import MarkFile
@@ -288,6 +289,11 @@ def _dies_of_disks() -> list[Any]:
     return [_patch(reconciler.loop, "of_disk", unchanged), _patch(reconciler.executor, "of_disk", unchanged)]
 
 
+def _restless() -> list[Any]:
+    """What ended is started again as soon as it has been cleared away."""
+    return [_patch(reconciler.restarts, "pending", lambda *_: None)]
+
+
 def _mutation(name: str, finds: str, patches: Callable[[], list[Any]]) -> Mutation:
     return Mutation(name, frozenset(finds.split()), patches)
 
@@ -313,5 +319,6 @@ MUTATIONS: Final = (
     _mutation("one copy of the mark", "I1", _one_mark),
     _mutation("clients before the probe", "I2", _early_route),
     _mutation("waits outlive the clock", "I7 I11", _endless_waits),
+    _mutation("restarts do not wait", "I11", _restless),
     _mutation("a full disk ends the agent", "I11", _dies_of_disks),
 )
