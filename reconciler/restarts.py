@@ -113,7 +113,7 @@ def after_end(
         until = now + wait(action.failures) * share
         hold = PutHold(Hold(key(action.spec_digest), reason(action.failures), message, action.failures, until))
         # Said when it begins: its repetition would bury what else happens.
-        said = [Note("Warning", CRASH_LOOPING, message, action.instance)] if action.failures == BUDGET else []
+        said = [Note("Warning", "CrashLooping", message, action.instance)] if action.failures == BUDGET else []
         return (hold, *said)
     target = action.gives_up
     times = f"{action.failures} times in a row, last since {action.cause}"
@@ -123,5 +123,5 @@ def after_end(
         Reject(Rejection(subject, target.model, CRASH_LOOPING, message, now, snapshot)),
         # Whoever clears the rejection wants it tried anew.
         DropHold(key(action.spec_digest)),
-        Note("Warning", CRASH_LOOPING, message, action.instance),
+        Note("Warning", "CrashLooping", message, action.instance),
     )
