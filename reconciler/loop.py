@@ -23,7 +23,6 @@ from reconciler.observe import observe
 from reconciler.planner import plan as make_plan
 from reconciler.proof import current
 from reconciler.published import read_status
-from reconciler.restarts import forgotten
 from reconciler.signing import LOCKED, ReceiptSigner
 from reconciler.status import Finding, exit_code, summarise, with_receipts
 from reconciler.suspension import until_it_serves
@@ -261,7 +260,6 @@ class Reconciler:
                 drift = plan.drift
                 self._note_drift(drift)
             self._drop_idle_checks(observed)
-            node.journal.apply(forgotten(observed.memory, now), now)
             if expected is not None and round_number == 0 and plan.identity != expected.identity:
                 raise StalePlan(
                     "the saved plan is not what would be done now", hint="run `reconcile plan --out FILE` again"

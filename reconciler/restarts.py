@@ -19,7 +19,6 @@ from schemas.observation import Hold, Rejection
 from schemas.plan import CRASH_LOOPING, RESTARTING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from reconciler.memory import Change
@@ -114,7 +113,7 @@ def after_end(
         until = now + wait(action.failures) * share
         hold = PutHold(Hold(key(action.spec_digest), reason(action.failures), message, action.failures, until))
         # Said when it begins: its repetition would bury what else happens.
-        said = [Note("Warning", CRASH_LOOPING, message, action.instance)] if action.failures == BUDGET else []
+        said = [Note("Warning", "CrashLooping", message, action.instance)] if action.failures == BUDGET else []
         return (hold, *said)
     target = action.gives_up
     times = f"{action.failures} times in a row, last since {action.cause}"
@@ -124,11 +123,5 @@ def after_end(
         Reject(Rejection(subject, target.model, CRASH_LOOPING, message, now, snapshot)),
         # Whoever clears the rejection wants it tried anew.
         DropHold(key(action.spec_digest)),
-        Note("Warning", CRASH_LOOPING, message, action.instance),
+        Note("Warning", "CrashLooping", message, action.instance),
     )
-
-
-def forgotten(memory: Memory, now: datetime) -> Sequence[DropHold]:
-    """What is remembered of ends so long ago that nothing follows from them."""
-    old = [subject for subject, hold in memory.holds.items() if subject.startswith(_PREFIX) and _is_over(hold, now)]
-    return [DropHold(subject) for subject in sorted(old)]

@@ -1,18 +1,22 @@
-"""Real engines that are killed, stopped and starved, at every step; afterwards one serves, rightly, and no more.
+"""Real engines that are killed, stopped, hung and starved, at every step; afterwards one serves, rightly, and no more.
 
 The same on every backend: processes of this machine, containers of Docker, and of Podman.
 """
 
 from __future__ import annotations
 
+import re
 import signal
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
+from runtime.engines import llamacpp
 from tests.support.container_swapping import ContainerSwappingNode
 from tests.support.faulting import during, events, kill, running, serves_alone
+from tests.support.freezing import busiest, freeze
 from tests.support.front import eventually
 from tests.support.simulated_node import conditions
 from tests.support.swapping import Asker, SwappingNode
@@ -90,18 +94,57 @@ def test_restarts_are_spaced(swapping: SwappingNode) -> None:
     serves_alone(swapping, "a:v1")
 
 
-def test_stopped_while_it_serves(swapping: SwappingNode) -> None:
+def test_stopped_while_it_serves(swapping: SwappingNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is there and does nothing (SIGSTOP) is found out, killed and replaced."""
     (before,) = running(swapping)
     kill(swapping.engine_process(before), signal.SIGSTOP)
-    for _ in range(LOOKS):
-        swapping.health_clock.moment += STEP
-        swapping.run()
-        if before not in running(swapping):
-            break
+    found_out(swapping, before, monkeypatch)
+    assert "does not answer" in events(swapping)
+
+
+def test_hangs_behind_a_green_health_endpoint(swapping: SwappingNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread that computes stands still, the one that answers `/health` does not: found out by its tokens."""
+    (before,) = running(swapping)
+    process = swapping.engine_process(before)
+    askers = [Asker(swapping.keeper.address, swapping.answers, stream=True) for _ in range(2)]
+    clients = [asker.start() for asker in askers]
+    eventually(lambda: all(asker.answered.get("a:v1", 0) > 1 for asker in askers), "it is busy")
+    frozen: set[int] = set()
+    while not frozen or goes_on(askers):
+        # Threads of the server are busy as well: whichever it was, in the end it is the one that computes.
+        thread = busiest(process, 1.0, but=frozen)
+        if not freeze(thread):
+            pytest.skip("this machine lets nobody trace a process")
+        frozen.add(thread)
+    socket = swapping.node.state.run / before / "engine.sock"
+    engine = swapping.node.adapters.engines["llamacpp"]
+    assert engine.ready(swapping.node.adapters.connect(swapping.backend, before, socket)), "its health is green"
+    found_out(swapping, before, monkeypatch)
+    for asker, client in zip(askers, clients, strict=True):
+        asker.stop.set()
+        client.join(60)
+    assert re.search("it says that it is well, and not what it is doing|no token comes", events(swapping))
+
+
+def goes_on(askers: list[Asker]) -> bool:
+    """Whether any client is still answered: the busiest are, many times a second."""
+    before = sum(asker.answered["a:v1"] for asker in askers)
+    time.sleep(1.0)
+    return sum(asker.answered["a:v1"] for asker in askers) > before
+
+
+def found_out(swapping: SwappingNode, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the looks that have to agree, and by another instance."""
+    with monkeypatch.context() as patched:
+        # Nothing answers: whoever asks need not wait long.
+        patched.setattr(llamacpp, "HEALTH_SECONDS", 1.0)
+        for _ in range(LOOKS):
+            swapping.health_clock.moment += STEP
+            swapping.run()
+            if before not in running(swapping):
+                break
     serves_alone(swapping, "a:v1")
     assert running(swapping) != [before]
-    assert "does not answer" in events(swapping)
 
 
 def test_killed_while_it_starts(swapping: SwappingNode, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import reconciler.kinds.validation
 import reconciler.loop
 import reconciler.memory
 import reconciler.observe
+import reconciler.restarts
 import reconciler.source
 import reconciler.target
 from desired_state.watermark import MarkFile
@@ -311,6 +312,11 @@ def _hurries() -> list[Any]:
     return [_patch(reconciler.kinds.runtime, "await_release", lambda *_, **__: 0.0)]
 
 
+def _restless() -> list[Any]:
+    """What ended is started again as soon as it has been cleared away."""
+    return [_patch(reconciler.restarts, "pending", lambda *_: None)]
+
+
 def _mutation(name: str, finds: str, patches: Callable[[], list[Any]]) -> Mutation:
     return Mutation(name, frozenset(finds.split()), patches)
 
@@ -336,6 +342,7 @@ MUTATIONS: Final = (
     _mutation("one copy of the mark", "I1", _one_mark),
     _mutation("clients before the probe", "I2", _early_route),
     _mutation("waits outlive the clock", "I7 I11", _endless_waits),
+    _mutation("restarts do not wait", "I11", _restless),
     _mutation("a full disk ends the agent", "I11", _dies_of_disks),
     _mutation("other nodes' GPUs are taken", "I3 I4", _shares_gpus),
     _mutation("a GPU is not waited for", "I4", _hurries),

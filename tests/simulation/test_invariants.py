@@ -279,6 +279,11 @@ EFFECTS: tuple[tuple[str, str, Callable[[Moment], None]], ...] = (
     ("I8", "after -1 of", lambda m: m.remove_model(GONE)),
     ("I8", "empty list", lambda m: m.remove_model(GONE, EMPTY)),
     ("I9", "dry run", lambda m: m.scene.witness.looked_only(1, 2)),
+    (
+        "I11",
+        "before its restart is due",
+        lambda m: m.start(record=replace(m.record, holds={f"restart/{m.b.spec_digest}": NOW + timedelta(seconds=9)})),
+    ),
     ("I10", "without network", lambda m: m.start(unenforced=frozenset({"network"}))),
 )
 

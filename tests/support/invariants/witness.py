@@ -7,6 +7,7 @@ moment of the effect. Whoever can only look from time to time calls `looked`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,9 @@ class Served:
     """`start`, `stop`, `remove`, `lead`."""
     instance: str
 
+
+LONGEST_WAIT: Final = timedelta(minutes=5, seconds=30)
+"""Before a restart of what ended by itself: the longest interval, and what chance adds to it."""
 
 MAKING: Final = ("create-instance", "start-instance")
 """Actions whose intent an instance bears."""
@@ -140,6 +144,10 @@ class Witness:
             self._say("I2", f"{name} is started from bytes of {target.model} that were not verified since they changed")
         if target.subject(accelerator) in record.rejections:
             self._say("I5", f"{name} is started, and {target.model} is remembered as bad")
+        wait = record.holds.get(f"restart/{target.spec_digest}")
+        # A longer one was set by another clock.
+        if wait is not None and at < wait <= at + LONGEST_WAIT:
+            self._say("I11", f"{name} is started {(wait - at).total_seconds():.0f} s before its restart is due")
         self._wanted(name, target, record)
         self.violations += allowed(target, unenforced, by_owner)
 
