@@ -10,7 +10,7 @@ VLLM    := $(or $(RECONCILE_TEST_VLLM),.vllm)
 # Parallel tests: one worker per processor, at most four (engines are started for real).
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help install demo test vllm attacks fuzz simulate crashes lint format bench power docs lock schemas clean
+.PHONY: help install demo test vllm attacks fuzz simulate crashes lint format bench soak power docs lock schemas clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ format: install ## rewrite in the project's style
 
 bench: install ## measure (ONLY=name for one); writes benchmarks/results.json and RESULTS.md
 	@$(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY))
+
+soak: install ## a real daemon over hundreds of swaps and thousands of passes: what grows (SWAPS=300 PASSES=3000; an hour)
+	@SOAK_SWAPS=$(or $(SWAPS),300) SOAK_PASSES=$(or $(PASSES),3000) $(BIN)/python -m benchmarks.run --only soak
 
 power: install ## how often validation tells which fault, as docs/power.md (MODELS=folder TORCH=python VLLM=python; hours)
 	@test -n "$(TORCH)" || { echo "TORCH names the Python of an environment with torch, transformers, tokenizers, safetensors"; exit 64; }

@@ -24,10 +24,15 @@ from benchmarks.conftest import Figure, environment, reconcile
 from benchmarks.nodes import agent, demo_node
 from benchmarks.scaled import ScaledNode
 from reconciler import loop
+from reconciler.asking import ask
+from reconciler.identity import node_address
+from reconciler.state_dir import StateDir
 from reconciler.tempo import Tempo
 from reconciler.triggers import Sights, triggers
 from reconciler.watch import Wake, watch
+from runtime.backends.container_answers import LABEL
 from runtime.host import SystemClock, SystemRandomness
+from schemas.control import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +43,7 @@ IDLE_SECONDS = float(os.environ.get("IDLE_SECONDS", "60"))
 COMMITS = 9
 KILLS = 4
 """A fifth would meet the bound of restarts, as it should."""
-PATIENCE = 60.0
+PATIENCE = 180.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -166,13 +171,19 @@ def test_dead_to_restart_ms(tmp_path: Path, figure: Figure) -> None:
         pytest.skip("no registry: RECONCILE_TEST_REGISTRY names none")
     samples = []
     with demo_node(tmp_path, "docker") as demo, daemon(demo):
-        events = docker.events(decode=True, filters={"type": "container", "event": ["die", "start"]})
+        state = StateDir(tmp_path / "node")
+        # This node's only: other demos may run on the same engine.
+        ours = f"{LABEL}node={node_address(state)}"
+        filters = {"type": "container", "event": ["die", "start"], "label": ours}
+        events = docker.events(decode=True, filters=filters)
         for _ in range(KILLS):
             name = report(demo)["serving"]["instance"]
             docker.containers.get(name).kill()
             died = moment(events, "die", name)
             samples.append(moment(events, "start", "") - died)
             eventually(lambda name=name: serves_another(demo, name), "another one serves")  # type: ignore[misc]
+            # The first restart of several comes at once, the others are spaced: each of these is a first one.
+            ask(state, Retry())
         events.close()
     print(f"dead to restart: {', '.join(f'{1000 * one:.0f}' for one in samples)} ms")
     figure("dead_to_restart_ms", statistics.median(samples) * 1000, "ms", goal="< 500")
@@ -191,9 +202,9 @@ def serves_another(demo: Demo, name: str) -> bool:
 
 
 def moment(events: Any, what: str, name: str) -> float:
-    """When the next such thing happened to a container of the demo's, seconds."""
+    """When the next such thing happened to a container, or to any of the node's, seconds."""
     for event in events:
         actor = event["Actor"]["Attributes"].get("name", "")
-        if event["Action"] == what and (actor == name if name else actor.startswith("reconcile-demo-")):
+        if event["Action"] == what and name in ("", actor):
             return float(event["timeNano"]) / 1e9
     raise AssertionError(f"never: {what}")

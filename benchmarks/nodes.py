@@ -9,11 +9,13 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from reconciler.cli import wiring
 from reconciler.cli.progress import LineDisplay
 from reconciler.loop import Reconciler
 from reconciler.state_dir import StateDir
+from runtime.backends.native import NativeBackend
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -70,13 +72,18 @@ def agent(demo: Demo) -> Iterator[Reconciler]:
 
 
 def idle_pass_ms(demo: Demo, *, models: int, passes: int) -> float:
-    """Median processor time of a pass with nothing to do over so many models, the git that it starts included."""
+    """Median processor time of a pass with nothing to do over so many models, the git that it starts included.
+
+    Each asks the backend once what there is.
+    """
     samples = []
-    with agent(demo) as reconciler:
+    looked = patch.object(NativeBackend, "list", autospec=True, side_effect=NativeBackend.list)
+    with agent(demo) as reconciler, looked as looks:
         for number in range(passes + 5):
             before = cpu_seconds()
             result = reconciler.run_pass()
             if number >= 5:  # the first ones import, and fill caches
                 samples.append((cpu_seconds() - before) * 1000)
             assert (result.exit_code, result.outcomes, len(result.status.models)) == (0, (), models)
+            assert looks.call_count == number + 1
     return statistics.median(samples)

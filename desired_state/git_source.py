@@ -340,15 +340,19 @@ class CommitFiles:
         self._source = source
         self._repository = repository
         self.commit = commit
+        self._listed: dict[str, _Blob] = {}
+        """Files of folders that were listed: a commit does not change, and asking git again is another process."""
 
     def read(self, path: str, limit: int) -> bytes:
         """As `DocumentFiles.read`."""
         return self.read_many({path: limit})[path]
 
     def read_many(self, wanted: Mapping[str, int]) -> dict[str, bytes]:
-        """As `DocumentFiles.read_many`: two git processes, however many files."""
+        """As `DocumentFiles.read_many`: two git processes, however many files; one where their folder was listed."""
         paths = [check_path(path) for path in wanted]
-        entries = {entry.name: entry for entry in self._entries(paths)}
+        entries = {path: self._listed[path] for path in paths if path in self._listed}
+        if unknown := [path for path in paths if path not in entries]:
+            entries.update((entry.name, entry) for entry in self._entries(unknown))
         blobs = [_regular(entries.get(path), path, wanted[path]) for path in paths]
         found: dict[str, bytes] = {}
         for batch in _batches(blobs):
@@ -374,6 +378,7 @@ class CommitFiles:
         entries = self._tree([prefix], max_output=(MAX_ENTRIES + 1) * _ENTRY)
         if len(entries) > MAX_ENTRIES:
             raise LimitExceeded(f"has more than {MAX_ENTRIES} entries", file=folder)
+        self._listed.update((entry.name, entry) for entry in entries)
         return tuple(sorted(entry.name.removeprefix(prefix) for entry in entries if entry.mode.startswith("100")))
 
     def folders(self, folder: str) -> tuple[str, ...]:

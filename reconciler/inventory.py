@@ -7,6 +7,7 @@ status is the one that the node itself would make. A fingerprint that survives t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -55,7 +56,7 @@ from schemas.observation import (
 from schemas.plan import DownloadModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
     from reconciler.desired import Desired
@@ -315,6 +316,10 @@ def _memory(status: NodeStatus, seen: NodeFacts) -> Memory:
     )
 
 
+Outlook = tuple[NodeOutlook, Mapping[str, int]]
+"""What a node would do, and the bytes that it would fetch by the host that is asked first."""
+
+
 # --- many of them -------------------------------------------------------------------------------------------------
 
 
@@ -326,38 +331,62 @@ def fleet(desired: Desired, statuses: Iterable[NodeStatus], now: datetime) -> Fl
         statuses: what the nodes published; those of other networks are passed over.
         now: the time at which holds and windows are judged.
     """
-    document = desired.document
-    if document is None:
-        raise ValueError("a fleet is planned for a snapshot")
-    network = document.metadata.network
+    return summed(desired, outlooks(desired, statuses, now), now)
+
+
+def outlooks(desired: Desired, statuses: Iterable[NodeStatus], now: datetime) -> Iterator[Outlook]:
+    """One after the other, what a snapshot would do to each node of its network; arguments as `fleet`."""
+    document = _document(desired)
+    return (_outlook(desired, status, now) for status in statuses if status.network == document.metadata.network)
+
+
+def summed(desired: Desired, found: Iterable[Outlook], now: datetime) -> FleetPlan:
+    """The plan of a fleet, from what its nodes would do.
+
+    Args:
+        desired: the snapshot with all its manifests.
+        found: of each node, in the order in which they are shown.
+        now: when it was made.
+    """
+    document = _document(desired)
     fetch: Counter[str] = Counter()
-    outlooks = tuple(_outlook(desired, status, now, fetch) for status in statuses if status.network == network)
-    known = [outlook.node for outlook in outlooks]
+    nodes = []
+    for outlook, fetched in found:
+        nodes.append(outlook)
+        fetch.update(fetched)
+    known = [outlook.node for outlook in nodes]
     return FleetPlan(
-        network=network,
+        network=document.metadata.network,
         snapshot=desired.digest,
         sequence=document.metadata.sequence,
-        nodes=outlooks,
+        nodes=tuple(nodes),
         fetch_by_host=dict(sorted(fetch.items(), key=lambda item: (-item[1], item[0]))),
         rollouts=tuple(_reach(document, rollout, known) for rollout in _rollouts(document)),
         made_at=_second(now),
     )
 
 
-def _outlook(desired: Desired, status: NodeStatus, now: datetime, fetch: Counter[str]) -> NodeOutlook:
+def _document(desired: Desired) -> SnapshotDocument:
+    if desired.document is None:
+        raise ValueError("a fleet is planned for a snapshot")
+    return desired.document
+
+
+def _outlook(desired: Desired, status: NodeStatus, now: datetime) -> Outlook:
     restored = restore(status)
     serving = status.serving.model if status.serving is not None else None
     if restored is None or desired.document is None:
-        return NodeOutlook(node=status.node, outcome="unknown", before=serving)
+        return NodeOutlook(node=status.node, outcome="unknown", before=serving), {}
     config, observed = restored
     observed = _for(desired, observed)
     made = plan(desired, observed, config, now)
+    fetch: Counter[str] = Counter()
     for action in made.actions:
         if isinstance(action, DownloadModel):
             fetch[_host(action)] += action.to_fetch
     target = choose(desired, observed, config, now).target
     match = assigned(desired.document, status.node, labels_of(status))
-    return NodeOutlook(
+    outlook = NodeOutlook(
         node=status.node,
         outcome=_outcome(made),
         before=serving,
@@ -370,6 +399,7 @@ def _outlook(desired: Desired, status: NodeStatus, now: datetime, fetch: Counter
         downtime_ms=made.cost.downtime_ms,
         held=made.held,
     )
+    return outlook, fetch
 
 
 def _for(desired: Desired, observed: Observed) -> Observed:

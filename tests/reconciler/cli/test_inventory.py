@@ -64,6 +64,21 @@ def test_plan_for_an_inventory(network: Operator, inventory: Path) -> None:
     assert "nothing -> tiny:v1" in shown
 
 
+def test_a_large_inventory_is_planned_by_several_processes(
+    network: Operator, inventory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes to the same as by one, in the same order; what is wrong in a share ends the plan, and is named."""
+    alone = network.json("plan", "--inventory", str(inventory))
+    monkeypatch.setattr("reconciler.cli.inventory.SHARE", 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1})
+    together = network.json("plan", "--inventory", str(inventory))
+    assert {**together, "madeAt": ""} == {**alone, "madeAt": ""}
+    (inventory / "2.json").write_text("{}")
+    refused = network.run("plan", "--inventory", str(inventory), code=64).stderr
+    assert "2.json is not a node's status" in refused
+    assert "`reconcile status --json` prints one" in refused
+
+
 def test_plan_for_a_revision(network: Operator, inventory: Path) -> None:
     """A revision is read from git's objects: what the working copy says meanwhile does not matter."""
     network.run("snapshot", "set", "spec.assignments[0].selector", '{"matchLabels": {"zone": "a"}}')
