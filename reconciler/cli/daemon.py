@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from reconciler import logbook
 from reconciler.cli import wiring
 from reconciler.cli.passes import opened, serve_imports, state_of
 from reconciler.cli.scouting import Scout
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reconciler.executor import Outcome, Reporter
+    from reconciler.logbook import Form
     from reconciler.loop import PassResult, Reconciler
     from runtime.interfaces import Progress
     from schemas.control import Question, Validate
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("reconcile")
 
 
-def stay(config_file: str | None, interval: int | None, *, stop_runtime: bool, as_json: bool) -> int:
+def stay(
+    config_file: str | None, interval: int | None, *, stop_runtime: bool, as_json: bool, log_format: Form | None = None
+) -> int:
     """Make passes until told to end, and leave the runtime serving; returns the exit code.
 
     Args:
@@ -43,17 +46,16 @@ def stay(config_file: str | None, interval: int | None, *, stop_runtime: bool, a
         interval: seconds between polls; None as the configuration says.
         stop_runtime: stop the runtime in the end.
         as_json: whether progress is for programs.
+        log_format: of the log; None as the configuration says.
 
     Raises:
         ConfigError: there is no configuration that can be used, and there was none before.
     """
     gc.enable()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # It reports every file that changes; what comes of that is in our own lines.
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    logbook.set_up(log_format or "human")
     wake = Wake()
     wake.on_signals()
-    daemon = _Daemon(wiring.config_path(config_file), wake, interval, as_json=as_json)
+    daemon = _Daemon(wiring.config_path(config_file), wake, interval, as_json=as_json, log_format=log_format)
     code = daemon.run()
     notify("STOPPING=1")
     if stop_runtime:
@@ -64,7 +66,8 @@ def stay(config_file: str | None, interval: int | None, *, stop_runtime: bool, a
 class _Daemon:
     """What stays while configurations come and go."""
 
-    def __init__(self, path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> None:
+    def __init__(self, path: Path, wake: Wake, interval: int | None, *, as_json: bool, log_format: Form | None) -> None:
+        self._log_format = log_format
         self._path, self._wake, self._interval, self._as_json = path, wake, interval, as_json
         self._config = wiring.load_config(path)
         self._proven: NodeConfig | None = None
@@ -121,6 +124,8 @@ class _Daemon:
     def _stay(self) -> None:
         """Make passes with one configuration."""
         config, wake = self._config, self._wake
+        log_format = self._log_format or config.logs.format
+        logbook.set_up(log_format, config.logs.level)
         state = state_of(config)
         tempo = Tempo(self._interval or config.interval, SystemRandomness())
         sights = Sights(
@@ -138,6 +143,7 @@ class _Daemon:
             lookout=self._lookout,
             tempo=tempo,
             config_error=self._error,
+            logged=log_format == "json" and not self._as_json,
         )
         with (
             state.lock(),
@@ -233,4 +239,5 @@ class _Changes:
             now = f"{condition.status} {condition.reason}: {condition.message}"
             if self._before.get(condition.type) != now:
                 self._before[condition.type] = now
-                LOG.info("%s %s", condition.type, now)
+                fields = {"condition": condition.type, "status": condition.status, "reason": condition.reason}
+                LOG.info("%s %s", condition.type, now, extra=fields)
