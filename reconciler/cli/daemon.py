@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from reconciler import logbook
 from reconciler.cli import wiring
@@ -20,7 +20,7 @@ from reconciler.verbs import record
 from reconciler.watch import Wake, watch
 from runtime.host import SystemClock, SystemRandomness
 from schemas.control import Retry, Rollback, Suspend
-from schemas.errors import ConfigError, DaemonUnreachable
+from schemas.errors import ConfigError, DaemonUnreachable, StateLocked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from schemas.plan import Action
 
 LOG = logging.getLogger("reconcile")
+
+LOCKED_SECONDS: Final = 0.2
+"""Between two looks whether a command has given the state directory back."""
 
 
 def stay(
@@ -69,6 +72,7 @@ class _Daemon:
     def __init__(self, path: Path, wake: Wake, interval: int | None, *, as_json: bool, log_format: Form | None) -> None:
         self._log_format = log_format
         self._path, self._wake, self._interval, self._as_json = path, wake, interval, as_json
+        self._read_as = _identity(path)
         self._config = wiring.load_config(path)
         self._proven: NodeConfig | None = None
         """The newest configuration that a node was wired from."""
@@ -92,6 +96,12 @@ class _Daemon:
                             raise
                         self._config = self._refused(error, self._proven)
                         continue
+                    except StateLocked as error:
+                        if self._proven is None:
+                            raise
+                        # A command has come in between two configurations: its pass is a pass as well.
+                        LOG.info("%s: %s", error.reason, error.message)
+                        self._wake.wait(LOCKED_SECONDS)
                     self._read()
         finally:
             self._audience.dismiss(DaemonUnreachable("the daemon was told to end", hint="start it again, or ask later"))
@@ -111,6 +121,7 @@ class _Daemon:
     def _read(self) -> None:
         if self._wake.is_set():
             return
+        self._read_as = _identity(self._path)
         try:
             self._config, self._error = wiring.load_config(self._path), ""
         except ConfigError as error:
@@ -153,6 +164,9 @@ class _Daemon:
             wiring.observed(config, lambda: self._pass(config, reconciler)) as run_pass,
         ):
             self._proven = config
+            if _identity(self._path) != self._read_as:
+                # It was written again before anybody looked out for that.
+                wake.now(reload=True)
             # It means that the node is looked after, whatever state it is in: a bad snapshot restarts no daemon.
             notify("READY=1")
 
@@ -206,6 +220,15 @@ class _Daemon:
             audience.advance(subject, done, total)
 
         return _All(self._pulse, reporter, audience), both
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is written or replaced; nothing where there is none."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return ()
+    return (seen.st_ino, seen.st_size, seen.st_mtime_ns)
 
 
 class _All:

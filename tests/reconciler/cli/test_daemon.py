@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from reconciler.cli.main import cli
+from reconciler.state_dir import StateDir
 from schemas.digests import digest_bytes
+from schemas.errors import StateLocked
 from tests.desired_state import network
 from tests.desired_state.network import Repository, snapshot_text
 
@@ -126,6 +129,37 @@ def test_a_daemon_from_start_to_end(tmp_path: Path, origin: Repository, daemon: 
     log = daemon.stderr.read().decode()
     assert "SourceVerified True Verified" in log
     assert "Traceback" not in log
+
+
+def test_a_command_between_two_configurations_ends_no_daemon(
+    tmp_path: Path, origin: Repository, daemon: subprocess.Popen[bytes]
+) -> None:
+    """The state directory is free for a moment: whoever takes it then is waited for."""
+    eventually(lambda: sequence(tmp_path) == 1, "the first pass is published")
+    state = StateDir(tmp_path / "state")
+
+    def taken() -> bool:
+        daemon.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            try:
+                held.enter_context(state.lock())
+            except StateLocked:
+                continue
+            return True
+        return False
+
+    with ExitStack() as held:
+        eventually(taken, "somebody takes the state directory while the daemon changes over")
+        assert daemon.stderr is not None
+        os.set_blocking(daemon.stderr.fileno(), False)
+        eventually(lambda: b"StateLocked" in (daemon.stderr.read() or b""), "the daemon finds it taken")
+        assert daemon.poll() is None
+    config = tmp_path / "node.yaml"
+    config.write_text(config.read_text() + "labels: {rack: r9}\n")
+    eventually(lambda: status(tmp_path).get("labels") == {"rack": "r9"}, "it goes on")
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(PATIENCE) == 0
 
 
 HUSH = "hush-Xq9Kz7wTn2"
