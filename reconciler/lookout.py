@@ -132,32 +132,41 @@ class Lookout:
 
     @contextmanager
     def beside(self, digest: str, agent: Stop, *, suspended: bool = False) -> Iterator[PassStop]:
-        """Look while something is carried out.
+        """Look, and listen, while something is carried out.
 
         Args:
             digest: the snapshot that it is carried out for.
             agent: ends it as well.
             suspended: it is what is done in spite of a suspension: nobody suspends it again.
         """
-        stop, ended = PassStop(agent), threading.Event()
+        with self.heard(agent, suspended=suspended) as stop:
+            ended = threading.Event()
+            thread = threading.Thread(target=self._look, args=(digest, stop, ended), daemon=True)
+            thread.start()
+            try:
+                yield stop
+            finally:
+                ended.set()
+                woken = self._news.is_set()
+                self._news.set()
+                thread.join(LAST_LOOK_SECONDS)
+                if not woken:
+                    self._news.clear()
+
+    @contextmanager
+    def heard(self, agent: Stop, *, suspended: bool = False) -> Iterator[PassStop]:
+        """What a person asks ends what is carried out; arguments as `beside`."""
+        stop = PassStop(agent)
         with self._lock:
             self._stop = None if suspended else stop
             if self._stop is not None and self._asked is not None:
                 # Asked after the plan was made, and before anything was done.
                 _tell(stop, self._asked)
-        thread = threading.Thread(target=self._look, args=(digest, stop, ended), daemon=True)
-        thread.start()
         try:
             yield stop
         finally:
             with self._lock:
                 self._stop = None
-            ended.set()
-            woken = self._news.is_set()
-            self._news.set()
-            thread.join(LAST_LOOK_SECONDS)
-            if not woken:
-                self._news.clear()
 
     def _look(self, digest: str, stop: PassStop, ended: threading.Event) -> None:
         while not (ended.is_set() or stop.is_set()):

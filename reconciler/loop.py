@@ -28,6 +28,7 @@ from reconciler.status import Finding, exit_code, summarise, with_receipts
 from reconciler.suspension import until_it_serves
 from reconciler.target import choose
 from reconciler.tempo import Next, retests
+from reconciler.tracing import NO_TRACES, TracedActions
 from runtime.interfaces import SOCKET_NAME
 from schemas.errors import EngineUnreachable, MissingDocument, StalePlan, of_disk
 from schemas.observation import Present, StoredModel, Unknown
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from reconciler.status import SourceReport
     from reconciler.target import Choice
     from reconciler.tempo import Tempo
+    from reconciler.tracing import Tracer
     from runtime.interfaces import Backend, Front, HardwareProbe
     from schemas.errors import ReconcileError
     from schemas.manifest import ManifestDocument
@@ -191,6 +193,7 @@ class Reconciler:
         *,
         tempo: Tempo | None = None,
         config_error: str = "",
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         """Wire the loop; nothing happens yet.
 
@@ -201,13 +204,15 @@ class Reconciler:
             lookout: looks for newer snapshots while one is carried out; None where a pass is all that was asked for.
             tempo: says when a daemon looks next; None for a pass on its own.
             config_error: why the configuration that was written since is not the one in force; empty when it is.
+            tracer: told where passes spend their time.
         """
         self._node = node
+        self._tracer = tracer
         self._lookout = lookout
         self._tempo = tempo
         self._config_error = config_error
         self._source = source
-        self._reporter = reporter
+        self._reporter = reporter if tracer is NO_TRACES else TracedActions(reporter, tracer)
         self._last_pass: datetime | None = None
         self._published: NodeStatus | None = None
         ports = node.adapters.ports
@@ -232,7 +237,18 @@ class Reconciler:
             self._node.journal.close_interrupted(self._node.adapters.ports.clock.now())
         self._broken_off = True
         try:
-            result = self._run_pass(expected, ignore_windows=ignore_windows)
+            with self._tracer.span("pass") as span:
+                result = self._run_pass(expected, ignore_windows=ignore_windows)
+                sequence = result.status.snapshot.sequence if result.status.snapshot is not None else 0
+                span.put(
+                    **{
+                        "reconcile.exit_code": result.exit_code,
+                        "reconcile.sequence": sequence,
+                        "reconcile.actions": len(result.outcomes),
+                        "reconcile.drift": len(result.drift),
+                        "reconcile.downtime_seconds": result.downtime,
+                    }
+                )
         except OSError as error:
             raise of_disk(error) from error
         self._broken_off = False
@@ -244,7 +260,9 @@ class Reconciler:
         now = ports.clock.now()
         if self._lookout is not None:
             self._lookout.forget()
-        report = self._source.refresh(now)
+        with self._tracer.span("refresh") as span:
+            report = self._source.refresh(now)
+            span.put(**{"reconcile.source": report.reason})
         accepted = node.journal.accepted()
         outcomes: list[Outcome] = []
         drift: tuple[Drift, ...] = ()
@@ -254,7 +272,7 @@ class Reconciler:
         for round_number in range(MAX_ROUNDS):
             desired, observed, suspended = self._look(accepted, outcomes)
             self._void_what_is_stale(observed)
-            plan = make_plan(desired, observed, node.config, ports.clock.now(), ignore_windows=ignore_windows)
+            plan = self._plan(desired, observed, ignore_windows=ignore_windows)
             if round_number == 0:
                 self._count_running_time(now, observed)
                 drift = plan.drift
@@ -288,15 +306,24 @@ class Reconciler:
         status, code, coming = self._conclude(report, accepted, desired, observed, plan, outcomes, drift)
         return PassResult(status, code, tuple(outcomes), plan, drift, downtime, coming)
 
+    def _plan(self, desired: Desired, observed: Observed, *, ignore_windows: bool) -> Plan:
+        node = self._node
+        with self._tracer.span("plan") as span:
+            now = node.adapters.ports.clock.now()
+            plan = make_plan(desired, observed, node.config, now, ignore_windows=ignore_windows)
+            span.put(**{"reconcile.actions": len(plan.actions), "reconcile.held": len(plan.held)})
+        return plan
+
     def _look(self, accepted: Accepted | None, outcomes: list[Outcome]) -> tuple[Desired, Observed, bool]:
         """Both arguments of a round's decision, and whether a person has suspended changes."""
         if self._lookout is not None:
             self._lookout.read()
         digest = accepted.digest if accepted else ""
-        desired, observed = self._node.look(digest)
-        if self._note_gpus(observed):
-            # What was just asked for is part of what is decided now.
+        with self._tracer.span("observe"):
             desired, observed = self._node.look(digest)
+            if self._note_gpus(observed):
+                # What was just asked for is part of what is decided now.
+                desired, observed = self._node.look(digest)
         done = [item.action for item in outcomes if item.status == "done"]
         return desired, until_it_serves(observed, done), bool(observed.memory.suspended)
 

@@ -154,6 +154,17 @@ class TelemetryConfig(Frozen):
     """Where: a loopback address with its port (`127.0.0.1:9477`), or a socket (`unix:/run/telemetry.sock`)."""
     page: bool = True
     """Whether `/` is a page for people, beside `/metrics` for Prometheus."""
+    traces: Annotated[str, StringConstraints(pattern=r"^https?://[!-~]+$", max_length=2048)] | None = None
+    """Collector that gets traces of passes by OTLP/HTTP: `http://127.0.0.1:4318/v1/traces`. Needs the extra `otel`."""
+
+
+class LogsConfig(Frozen):
+    """How the daemon logs, to standard error."""
+
+    format: Literal["human", "json"] = "human"
+    """Lines for people, or one JSON object a line. `--log-format` wins."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least grave line that is written."""
 
 
 class Notification(Frozen):
@@ -217,6 +228,8 @@ class NodeConfig(Document):
     """Through which clients reach the runtime."""
     policy: NodePolicy = NodePolicy.model_construct()
     """The owner's rules."""
+    logs: LogsConfig = LogsConfig.model_construct()
+    """How the daemon logs."""
     telemetry: TelemetryConfig = TelemetryConfig.model_construct()
     """Metrics, and a page to look at."""
     notifications: Annotated[tuple[Notification, ...], Field(max_length=16)] = ()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from reconciler import logbook
 from reconciler.cli import wiring
 from reconciler.cli.passes import opened, serve_imports, state_of
 from reconciler.cli.scouting import Scout
@@ -20,12 +20,13 @@ from reconciler.verbs import record
 from reconciler.watch import Wake, watch
 from runtime.host import SystemClock, SystemRandomness
 from schemas.control import Retry, Rollback, Suspend
-from schemas.errors import ConfigError, DaemonUnreachable
+from schemas.errors import ConfigError, DaemonUnreachable, StateLocked
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from reconciler.executor import Outcome, Reporter
+    from reconciler.logbook import Form
     from reconciler.loop import PassResult, Reconciler
     from runtime.interfaces import Progress
     from schemas.control import Question, Validate
@@ -34,8 +35,13 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("reconcile")
 
+LOCKED_SECONDS: Final = 0.2
+"""Between two looks whether a command has given the state directory back."""
 
-def stay(config_file: str | None, interval: int | None, *, stop_runtime: bool, as_json: bool) -> int:
+
+def stay(
+    config_file: str | None, interval: int | None, *, stop_runtime: bool, as_json: bool, log_format: Form | None = None
+) -> int:
     """Make passes until told to end, and leave the runtime serving; returns the exit code.
 
     Args:
@@ -43,17 +49,16 @@ def stay(config_file: str | None, interval: int | None, *, stop_runtime: bool, a
         interval: seconds between polls; None as the configuration says.
         stop_runtime: stop the runtime in the end.
         as_json: whether progress is for programs.
+        log_format: of the log; None as the configuration says.
 
     Raises:
         ConfigError: there is no configuration that can be used, and there was none before.
     """
     gc.enable()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # It reports every file that changes; what comes of that is in our own lines.
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    logbook.set_up(log_format or "human")
     wake = Wake()
     wake.on_signals()
-    daemon = _Daemon(wiring.config_path(config_file), wake, interval, as_json=as_json)
+    daemon = _Daemon(wiring.config_path(config_file), wake, interval, as_json=as_json, log_format=log_format)
     code = daemon.run()
     notify("STOPPING=1")
     if stop_runtime:
@@ -64,8 +69,10 @@ def stay(config_file: str | None, interval: int | None, *, stop_runtime: bool, a
 class _Daemon:
     """What stays while configurations come and go."""
 
-    def __init__(self, path: Path, wake: Wake, interval: int | None, *, as_json: bool) -> None:
+    def __init__(self, path: Path, wake: Wake, interval: int | None, *, as_json: bool, log_format: Form | None) -> None:
+        self._log_format = log_format
         self._path, self._wake, self._interval, self._as_json = path, wake, interval, as_json
+        self._read_as = _identity(path)
         self._config = wiring.load_config(path)
         self._proven: NodeConfig | None = None
         """The newest configuration that a node was wired from."""
@@ -89,6 +96,12 @@ class _Daemon:
                             raise
                         self._config = self._refused(error, self._proven)
                         continue
+                    except StateLocked as error:
+                        if self._proven is None:
+                            raise
+                        # A command has come in between two configurations: its pass is a pass as well.
+                        LOG.info("%s: %s", error.reason, error.message)
+                        self._wake.wait(LOCKED_SECONDS)
                     self._read()
         finally:
             self._audience.dismiss(DaemonUnreachable("the daemon was told to end", hint="start it again, or ask later"))
@@ -108,6 +121,7 @@ class _Daemon:
     def _read(self) -> None:
         if self._wake.is_set():
             return
+        self._read_as = _identity(self._path)
         try:
             self._config, self._error = wiring.load_config(self._path), ""
         except ConfigError as error:
@@ -121,6 +135,8 @@ class _Daemon:
     def _stay(self) -> None:
         """Make passes with one configuration."""
         config, wake = self._config, self._wake
+        log_format = self._log_format or config.logs.format
+        logbook.set_up(log_format, config.logs.level)
         state = state_of(config)
         tempo = Tempo(self._interval or config.interval, SystemRandomness())
         sights = Sights(
@@ -138,6 +154,7 @@ class _Daemon:
             lookout=self._lookout,
             tempo=tempo,
             config_error=self._error,
+            logged=log_format == "json" and not self._as_json,
         )
         with (
             state.lock(),
@@ -147,6 +164,9 @@ class _Daemon:
             wiring.observed(config, lambda: self._pass(config, reconciler)) as run_pass,
         ):
             self._proven = config
+            if _identity(self._path) != self._read_as:
+                # It was written again before anybody looked out for that.
+                wake.now(reload=True)
             # It means that the node is looked after, whatever state it is in: a bad snapshot restarts no daemon.
             notify("READY=1")
 
@@ -202,6 +222,15 @@ class _Daemon:
         return _All(self._pulse, reporter, audience), both
 
 
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is written or replaced; nothing where there is none."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return ()
+    return (seen.st_ino, seen.st_size, seen.st_mtime_ns)
+
+
 class _All:
     """A reporter that tells several, and shows a sign of life."""
 
@@ -233,4 +262,5 @@ class _Changes:
             now = f"{condition.status} {condition.reason}: {condition.message}"
             if self._before.get(condition.type) != now:
                 self._before[condition.type] = now
-                LOG.info("%s %s", condition.type, now)
+                fields = {"condition": condition.type, "status": condition.status, "reason": condition.reason}
+                LOG.info("%s %s", condition.type, now, extra=fields)

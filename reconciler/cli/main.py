@@ -11,7 +11,7 @@ import os
 import sys
 from contextlib import suppress
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import click
 
@@ -117,6 +117,11 @@ def _interval(_ctx: click.Context, _param: click.Parameter, text: str | None) ->
     help="The node's configuration (default: RECONCILE_CONFIG, then /etc/reconcile/node.yaml).",
 )
 @click.option("--ignore-window", is_flag=True, help="Make changes outside their maintenance windows; recorded.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["human", "json"]),
+    help="With --watch: lines for people or JSON objects (default: logs.format of the configuration).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
@@ -131,13 +136,14 @@ def cli(
     stop_runtime: bool,
     ignore_window: bool,
     as_json: bool,
+    log_format: Literal["human", "json"] | None,
 ) -> int:
     """Keep an inference node in the state that its network's operators signed and committed to git.
 
     Without a command: one pass. Fetch, verify, observe, plan, apply.
     """
     if ctx.invoked_subcommand is not None:
-        if watch or interval is not None or ignore_window or stop_runtime:
+        if watch or interval is not None or ignore_window or stop_runtime or log_format:
             raise click.UsageError("--watch, --interval and --ignore-window go before a pass, not before a command")
         # What stands before the command holds for it as well, unless it is told otherwise.
         given = {"config_file": config_file} if config_file else {}
@@ -147,12 +153,14 @@ def cli(
         raise click.UsageError("--stop-runtime goes with --watch")
     if interval is not None and not watch:
         raise click.UsageError("--interval goes with --watch")
+    if log_format is not None and not watch:
+        raise click.UsageError("--log-format goes with --watch")
     if ignore_window and watch:
         raise click.UsageError("--ignore-window is for one pass, not for --watch")
     if watch:
         from reconciler.cli.daemon import stay
 
-        return stay(config_file, interval, stop_runtime=stop_runtime, as_json=as_json)
+        return stay(config_file, interval, stop_runtime=stop_runtime, as_json=as_json, log_format=log_format)
     from reconciler.cli.passes import run_once
 
     return run_once(config_file, ignore_window=ignore_window, as_json=as_json)

@@ -101,6 +101,7 @@ class opened:  # noqa: N801 - reads as the context manager that it is
         lookout: Lookout | None = None,
         tempo: Tempo | None = None,
         config_error: str = "",
+        logged: bool = False,
     ) -> None:
         """Wire on entering.
 
@@ -112,21 +113,26 @@ class opened:  # noqa: N801 - reads as the context manager that it is
             lookout: as `Reconciler`.
             tempo: as `Reconciler`.
             config_error: as `Reconciler`.
+            logged: whether what happens is written to the log rather than shown.
         """
+        self._logged = logged
         self._config, self._wake, self._as_json, self._tell = config, wake, as_json, tell
         self._lookout, self._tempo, self._config_error = lookout, tempo, config_error
 
     def __enter__(self) -> Reconciler:
         from reconciler.cli.progress import display
         from reconciler.loop import Reconciler
+        from reconciler.tracing import traced
 
-        self._display = display(as_json=self._as_json)
+        self._display = display(as_json=self._as_json, logged=self._logged)
         self._journal = wiring.open_journal(state_of(self._config), readonly=False)
         ports = wiring.host(self._wake)
         try:
             self._journal.close_interrupted(ports.clock.now())
             reporter, advance = self._tell(self._display, self._display.advance)
             node = wiring.build_node(self._config, self._journal, ports=ports, progress=advance)
+            self._traces = traced(self._config, node.node_id, wiring.agent_version())
+            tracer = self._traces.__enter__()
         except BaseException:
             self._journal.close()
             raise
@@ -138,11 +144,13 @@ class opened:  # noqa: N801 - reads as the context manager that it is
             self._lookout,
             tempo=self._tempo,
             config_error=self._config_error,
+            tracer=tracer,
         )
 
     def __exit__(self, *trace: object) -> None:
         self._display.__exit__(None, None, None)
         self._journal.close()
+        self._traces.__exit__(None, None, None)
 
 
 def report(result: PassResult, *, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
 from contextlib import contextmanager
@@ -44,12 +45,21 @@ class Display(Protocol):
         ...
 
 
-def display(*, as_json: bool) -> Display:
-    """The display that fits where the output goes."""
+def display(*, as_json: bool, logged: bool = False) -> Display:
+    """The display that fits where the output goes.
+
+    Args:
+        as_json: progress is for programs.
+        logged: it goes to the log, with all else that a daemon writes.
+    """
+    if logged:
+        return LogDisplay()
     if as_json:
         return JsonDisplay()
     return LiveDisplay() if sys.stderr.isatty() else LineDisplay()
 
+
+LOG = logging.getLogger("reconcile")
 
 _MAX_BARS: Final = 12
 """Bars of files at once: a terminal has few lines, a model may have hundreds of files."""
@@ -109,6 +119,34 @@ class JsonDisplay(LineDisplay):
 
     def _write(self, event: progress.Event) -> None:
         print(json.dumps(event), file=sys.stderr, flush=True)  # noqa: T201 - the output
+
+
+class LogDisplay(LineDisplay):
+    """What begins and ends, as lines of the log with fields of their own; bytes are not worth lines there."""
+
+    def started(self, action: Action) -> None:
+        """Log it."""
+        LOG.info(
+            "%s: %s", action.id, action.cause, extra={"action": action.id, "kind": action.kind, "status": "started"}
+        )
+
+    def finished(self, outcome: Outcome) -> None:
+        """Log it, and how it ended."""
+        error = outcome.error
+        fields: dict[str, object] = {
+            "action": outcome.action.id,
+            "kind": outcome.action.kind,
+            "status": outcome.status,
+            "seconds": round(outcome.seconds, 3),
+        }
+        if error is not None:
+            fields["reason"] = error.reason
+        level = logging.WARNING if outcome.status == "failed" else logging.INFO
+        said = f"{error.reason}: {error.message}" if error is not None else outcome.status
+        LOG.log(level, "%s: %s", outcome.action.id, said, extra=fields)
+
+    def advance(self, subject: str, done: int, total: int) -> None:
+        """Nothing."""
 
 
 class Bars:

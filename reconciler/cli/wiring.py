@@ -141,9 +141,7 @@ def build_node(
         progress=progress,
         run_folder=state.run,
         log_folder=state.logs,
-        front=build_front(
-            config, state, ports, lambda: blindness(backends[name] for name in ("docker", "podman") if name in backends)
-        ),
+        front=build_front(config, state, ports, lambda: blindness(backends.values())),
         machine=hardware,
         health=HealthWatch(ports.clock),
     )

@@ -56,7 +56,7 @@ class Metrics:
             "reconcile_actions", "Actions, by kind and outcome.", ["kind", "outcome"], registry=make
         )
         self._drift = Counter(
-            "reconcile_drift", "What a pass found changed from outside, by field.", ["field"], registry=make
+            "reconcile_drift", "Repairs of what was changed from outside, by field.", ["field"], registry=make
         )
         self._downtime = Histogram(
             "reconcile_swap_downtime_seconds",
@@ -118,7 +118,8 @@ class Metrics:
             if outcome.error is not None:
                 self._errors.labels(outcome.error.reason).inc()
         for item in result.drift:
-            self._drift.labels(item.field).inc()
+            if item.repaired:
+                self._drift.labels(item.field).inc()
         if result.downtime:
             self._downtime.observe(result.downtime)
         self.show(result.status)

@@ -156,7 +156,7 @@ def test_what_comes_first_is_waited_for_and_named() -> None:
     retest, over = Next(NOW + timedelta(hours=2), "a retest"), Next(NOW, "what is due is done in the pass itself")
     assert tempo.after(NOW, None, None, None, [retest, over]).coming[1:] == (retest,)
     expiry = tempo.after(NOW, None, None, NOW + timedelta(seconds=3))
-    assert expiry == Next(NOW + timedelta(seconds=4), "the snapshot expires")
+    assert (expiry.at, expiry.why) == (NOW + timedelta(seconds=4), "the snapshot expires")
     assert tempo.after(NOW, None, None, NOW).wait(NOW) == 30, "what has expired does not expire again"
 
 

@@ -16,6 +16,7 @@ from reconciler.verbs import record
 from schemas.control import Left, Rollback
 from schemas.errors import NothingToGoBackTo
 from schemas.observation import Difference, GpuReport, Instance
+from schemas.plan import StopInstance
 from tests.desired_state.network import signatures
 from tests.simulation.faults import CrashError
 from tests.simulation.network import (
@@ -157,6 +158,7 @@ class Schedule:
 
     def _pass(self) -> PassResult | None:
         world, self.passes = self.world, self.passes + 1
+        before = world.serving()
         world.trace.append(f"{self.passes}. pass at {world.clock.now():%d %H:%M:%S}, {world.serving()} running")
         struck = world.faults.struck
         try:
@@ -173,6 +175,8 @@ class Schedule:
                 world.witness._say("I7", f"a pass is refused, and no disk failed: {error}")
         else:
             assert result is not None
+            if before and struck == world.faults.struck:
+                self._judge_suspension(before, result)
             held = [f"{item.subject}: {item.reason}" for item in result.plan.held]
             left = [action.id for action in result.plan.actions]
             source = result.status.condition("SourceVerified")
@@ -181,6 +185,15 @@ class Schedule:
             world.trace.append(f"    exit {result.exit_code}, held {held}, left {left}, {world.serving()} running")
         self._look(settled=result is not None and not result.plan.actions and not world.stop.asked)
         return result
+
+    def _judge_suspension(self, before: list[str], result: PassResult) -> None:
+        """I6: whoever suspends changes in the middle of a swap has something that serves in the end."""
+        world = self.world
+        gone = [item for item in result.outcomes if isinstance(item.action, StopInstance) and item.action.drain]
+        broken = world.engine.lies or any(room.bad_starts or room.unavailable for room in world.rooms.values())
+        suspended = world.journal is not None and world.journal.fact("suspended")
+        if suspended and gone and not broken and not world.stop.asked and not world.serving():
+            world.witness._say("I6", f"{before} served, changes were suspended in the middle, and nothing serves")
 
     def _look(self, *, settled: bool) -> None:
         # In the end nothing is wrong with what was seen: it is only looked at.
@@ -356,6 +369,11 @@ class Schedule:
             world.dry_run()
         else:
             self._idle()
+
+    def _midway(self) -> None:
+        """A person who asks for something while something is under way."""
+        hand = self.world.hand
+        hand.word, hand.after = self.chance.choice(("suspend", "suspend", "retry")), self.chance.randint(1, 6)
 
     def _roll_back(self, now: datetime) -> None:
         """`reconcile rollback`: whatever is wanted is held back, if there is a way back."""
@@ -534,6 +552,7 @@ HAPPENINGS: Final[dict[str, tuple[int, Callable[[Schedule], None]]]] = {
     "the GPU changes": (2, Schedule._gpu),
     "GPUs are left": (1, Schedule._strangers_leave_gpus),
     "an operator": (4, Schedule._operator),
+    "an operator in the middle": (3, Schedule._midway),
     "nothing is due": (1, Schedule._idle),
     "strangers": (2, Schedule._strangers),
     "a new agent": (2, Schedule._new_agent),

@@ -36,6 +36,7 @@ from schemas.ports import Completed, Ports
 from tests.desired_state.network import FIRST_TRUST
 from tests.simulation.disk import SimulatedFiles, SimulatedJournal
 from tests.simulation.faults import CrashError, Faults, Faulty
+from tests.simulation.hands import Hand
 from tests.simulation.network import IMAGES, NAMES, URLS, DictFiles, Server, model_digest
 from tests.support.builders import NODE_ID, NOW, gpu, hardware, node
 from tests.support.invariants.sight import Sight, look, read_record
@@ -216,13 +217,17 @@ class SimulatedGit:
 class Reporter:
     """Writes what the agent does into the trace."""
 
-    def __init__(self, faults: Faults) -> None:
-        self._faults = faults
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._faults = world.faults
 
     def started(self, action: Action) -> None:
         """An action begins."""
         self._faults.trace.append(f"    > {action.id}: {action.cause}")
         self._faults.point(f"action {action.id}")
+        world = self._world
+        if world.journal is not None and (word := world.hand.step(world.journal, world.clock.now())) is not None:
+            self._faults.trace.append(f"    reconcile {word}, in the middle of it")
 
     def finished(self, outcome: Outcome) -> None:
         """An action ended."""
@@ -350,7 +355,8 @@ class World:
         self.node = self._node(journal)
         source = RepositorySource(self.node)
         source._git = Faulty(SimulatedGit(self.servers), "git", self.faults, ERRORS["git"])  # type: ignore[assignment]
-        self.reconciler = Reconciler(self.node, source, Reporter(self.faults))
+        self.hand = Hand()
+        self.reconciler = Reconciler(self.node, source, Reporter(self), self.hand)
 
     def _node(self, journal: SimulatedJournal) -> Node:
         documents = JournalDocuments(journal)

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from reconciler.cli.main import cli
+from reconciler.state_dir import StateDir
 from schemas.digests import digest_bytes
+from schemas.errors import StateLocked
 from tests.desired_state import network
 from tests.desired_state.network import Repository, snapshot_text
 
@@ -126,3 +129,91 @@ def test_a_daemon_from_start_to_end(tmp_path: Path, origin: Repository, daemon: 
     log = daemon.stderr.read().decode()
     assert "SourceVerified True Verified" in log
     assert "Traceback" not in log
+
+
+def test_a_command_between_two_configurations_ends_no_daemon(
+    tmp_path: Path, origin: Repository, daemon: subprocess.Popen[bytes]
+) -> None:
+    """The state directory is free for a moment: whoever takes it then is waited for."""
+    eventually(lambda: sequence(tmp_path) == 1, "the first pass is published")
+    state = StateDir(tmp_path / "state")
+
+    def taken() -> bool:
+        daemon.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            try:
+                held.enter_context(state.lock())
+            except StateLocked:
+                continue
+            return True
+        return False
+
+    with ExitStack() as held:
+        eventually(taken, "somebody takes the state directory while the daemon changes over")
+        assert daemon.stderr is not None
+        os.set_blocking(daemon.stderr.fileno(), False)
+        eventually(lambda: b"StateLocked" in (daemon.stderr.read() or b""), "the daemon finds it taken")
+        assert daemon.poll() is None
+    config = tmp_path / "node.yaml"
+    config.write_text(config.read_text() + "labels: {rack: r9}\n")
+    eventually(lambda: status(tmp_path).get("labels") == {"rack": "r9"}, "it goes on")
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(PATIENCE) == 0
+
+
+HUSH = "hush-Xq9Kz7wTn2"
+
+
+def test_no_secret_reaches_the_log_or_what_a_daemon_writes(tmp_path: Path, origin: Repository) -> None:
+    """Seeded wherever a node may have one: whatever fails because of it, nobody reads it (I11)."""
+    with pytest.raises(SystemExit):
+        cli.main(
+            [
+                *("init", "--network", "testnet", "--repository", origin.url, "--yes", "--backend", "native"),
+                *("--trust", digest_bytes(network.trust_text(expires=YEARS))),
+                *("--state-dir", str(tmp_path / "state"), "--config", str(tmp_path / "node.yaml")),
+            ],
+            prog_name="reconcile",
+        )
+    config, hook = tmp_path / "node.yaml", tmp_path / "hook.secret"
+    hook.write_text(f"{HUSH}-file\n")
+    hook.chmod(0o600)
+    text = config.read_text().replace(
+        "repositories:", f"repositories:\n  - {{url: 'https://me:{HUSH}@127.0.0.1:9/network.git'}}"
+    )
+    text += (
+        "secrets: {hook: {file: HOOK}, store: {environment: STORE_TOKEN}}\n"
+        f"notifications: [{{name: chat, webhook: 'http://me:{HUSH}@127.0.0.1:9/hook', secret: hook,\n"
+        "  events: [SnapshotAccepted]}]\n"
+        f"telemetry: {{listen: 'unix:{tmp_path}/t.sock', traces: 'http://me:{HUSH}@127.0.0.1:9/v1/traces'}}\n"
+        "logs: {level: debug}\n"
+    ).replace("HOOK", str(hook), 1)
+    config.write_text(text)
+    command_line = [sys.executable, "-m", "reconciler.cli.main", "--watch", "--interval", "1s", "--log-format", "json"]
+    env = {
+        **os.environ,
+        "RECONCILE_CONFIG": str(config),
+        "STORE_TOKEN": f"{HUSH}-variable",
+        "https_proxy": f"http://me:{HUSH}@127.0.0.1:9",
+        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{HUSH}",
+    }
+    log = tmp_path / "daemon.log"
+    with log.open("wb") as out, subprocess.Popen(command_line, env=env, stdout=out, stderr=out) as process:
+        try:
+            eventually(lambda: sequence(tmp_path) == 1, "the repository without a secret is believed")
+            eventually(lambda: b"SourceVerified" in log.read_bytes(), "the log says so")
+            eventually(lambda: b"chat" in log.read_bytes(), "the webhook that is away is said")
+            assert command(config, "why").returncode == 0
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+    lines = log.read_text().splitlines()
+    assert all(json.loads(line)["level"] for line in lines), "each line is an object"
+    written = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+    found = [path for path in [log, *written] if HUSH.encode() in path.read_bytes()]
+    assert found == []
+    for arguments in (("status",), ("events",), ("history",), ("doctor",), ("plan",), ("status", "--json")):
+        done = command(config, *arguments)
+        assert HUSH not in done.stdout + done.stderr, arguments
