@@ -189,6 +189,17 @@ class VllmArgs(Frozen):
     until its tokens are used up."""
 
 
+class OllamaArgs(Frozen):
+    """Typed, allow-listed arguments of Ollama."""
+
+    context_size: Annotated[int, Field(ge=64, le=2**24)] = 2048
+    """Tokens of context."""
+    parallel: Annotated[int, Field(ge=1, le=256)] = 1
+    """Requests answered at once."""
+    flash_attention: bool = False
+    """Whether attention is computed that way."""
+
+
 SHELLS = frozenset({"ash", "bash", "csh", "dash", "fish", "ksh", "mksh", "sh", "tcsh", "zsh"})
 
 
@@ -269,6 +280,15 @@ class VllmRuntime(_RuntimeBase):
     """Bounds of the instance."""
 
 
+class OllamaRuntime(_RuntimeBase):
+    """Ollama, on a loopback of its own behind a proxy. Checked against its documented API only."""
+
+    engine: Literal["ollama"]
+    """The engine."""
+    engine_args: OllamaArgs = OllamaArgs.model_construct()
+    """Arguments of the engine."""
+
+
 class OpenAIRuntime(_RuntimeBase):
     """Any OpenAI-compatible server, in a container."""
 
@@ -284,8 +304,8 @@ class OpenAIRuntime(_RuntimeBase):
         return self
 
 
-RuntimeSpec = Annotated[LlamaCppRuntime | VllmRuntime | OpenAIRuntime, Field(discriminator="engine")]
-EngineArgs = LlamaCppArgs | VllmArgs | OpenAIArgs
+RuntimeSpec = Annotated[LlamaCppRuntime | VllmRuntime | OllamaRuntime | OpenAIRuntime, Field(discriminator="engine")]
+EngineArgs = LlamaCppArgs | VllmArgs | OllamaArgs | OpenAIArgs
 
 
 # --- models -------------------------------------------------------------------------------------------------------

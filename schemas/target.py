@@ -7,12 +7,12 @@ from typing import Literal
 from schemas.base import Digest, Duration, Frozen, ImageRef, Least, ModelKey, Name, Positive, Size, Version
 from schemas.digests import digest_text
 from schemas.snapshot import (
-    EngineArgs,
     EngineName,
     FileRef,
     Isolation,
     LlamaCppArgs,
     Mode,
+    OllamaArgs,
     OpenAIArgs,
     Resources,
     Timeouts,
@@ -20,8 +20,6 @@ from schemas.snapshot import (
 )
 
 BackendName = Literal["docker", "podman", "native", "simulated"]
-
-_ARGS: dict[str, type[EngineArgs]] = {"llamacpp": LlamaCppArgs, "vllm": VllmArgs, "openai": OpenAIArgs}
 
 
 class FrontLimits(Frozen):
@@ -56,7 +54,7 @@ class ServingTarget(Frozen):
     """Native mode: digest of the installed environment."""
     lock: FileRef | None = None
     """Native mode in an environment of its own: the lock that it is installed from; the environment stands for it."""
-    engine_args: LlamaCppArgs | VllmArgs | OpenAIArgs
+    engine_args: LlamaCppArgs | VllmArgs | OllamaArgs | OpenAIArgs
     """Typed arguments of the engine."""
     isolation: Isolation
     """Restrictions."""

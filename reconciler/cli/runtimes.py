@@ -32,7 +32,9 @@ def runtime() -> None:
 @workspace_options
 @click.argument("name")
 @click.option(
-    "--engine", type=click.Choice(["llamacpp", "vllm", "openai"]), help="The engine; needed for a new runtime."
+    "--engine",
+    type=click.Choice(["llamacpp", "vllm", "ollama", "openai"]),
+    help="The engine; needed for a new runtime.",
 )
 @click.option("--version", help="Its exact version (default: the one that is installed beside this command).")
 @click.option(
@@ -211,7 +213,7 @@ def _arguments(engine: str, pairs: tuple[str, ...]) -> dict[str, Any]:
     from pydantic import ValidationError
 
     from desired_state.document import parse
-    from schemas.snapshot import LlamaCppArgs, OpenAIArgs, VllmArgs
+    from schemas.snapshot import LlamaCppArgs, OllamaArgs, OpenAIArgs, VllmArgs
 
     found: dict[str, Any] = {}
     for pair in pairs:
@@ -221,6 +223,7 @@ def _arguments(engine: str, pairs: tuple[str, ...]) -> dict[str, Any]:
         tree, _ = parse(f"value: {value}\n".encode(), file="--arg")
         found[key] = tree.get("value") if isinstance(tree, dict) else value
     models: dict[str, type[Frozen]] = {"llamacpp": LlamaCppArgs, "vllm": VllmArgs, "openai": OpenAIArgs}
+    models["ollama"] = OllamaArgs
     if engine == "openai" and not found:
         return {}  # in a runtime that is there already, they stay
     model = models[engine]

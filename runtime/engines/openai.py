@@ -82,6 +82,17 @@ class OpenAIEngine(ShortApi):
         """
         return bool(_models(connection))
 
+    def served(self, connection: EngineConnection) -> str:
+        """What the server calls its first model.
+
+        Raises:
+            EngineUnreachable: it does not answer, or has none.
+        """
+        names = _models(connection)
+        if not names:
+            raise EngineUnreachable("/v1/models lists no model")
+        return names[0]
+
     def activity(self, connection: EngineConnection) -> Activity | None:  # noqa: ARG002 - the API has no word for it
         """None: the API does not say."""
         return None
@@ -97,7 +108,7 @@ class OpenAIEngine(ShortApi):
         turns: list[JsonValue] = [{"role": message.role, "content": message.content} for message in messages]
         if tools:
             raise EngineUnreachable("the functions of a conversation are not counted apart by OpenAI's API")
-        answer = _chat(connection, turns, tokens=1)
+        answer = _chat(connection, self.served(connection), turns, tokens=1)
         counted = count(answer.get("usage"), "prompt_tokens", asked=CHAT)
         return tuple(json.dumps({"messages": turns, "tokens": counted}, ensure_ascii=False).encode())
 
@@ -119,7 +130,7 @@ class OpenAIEngine(ShortApi):
                 "the probe has token ids, which OpenAI's API does not speak: record it from such an engine"
             ) from error
         # A token is a byte at least, but for those that stand for nothing.
-        choices = _chat(connection, turns, tokens=2 * tokens + 8).get("choices")
+        choices = _chat(connection, self.served(connection), turns, tokens=2 * tokens + 8).get("choices")
         choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
         message = choice.get("message") if isinstance(choice, dict) else None
         text = message.get("content") if isinstance(message, dict) else None
@@ -143,13 +154,10 @@ def _models(connection: EngineConnection) -> list[str]:
     return [str(item["id"]) for item in listed if isinstance(item, dict) and "id" in item]
 
 
-def _chat(connection: EngineConnection, turns: JsonValue, *, tokens: int) -> dict[str, Any]:
+def _chat(connection: EngineConnection, name: str, turns: JsonValue, *, tokens: int) -> dict[str, Any]:
     """An answer at temperature 0, in one piece."""
-    names = _models(connection)
-    if not names:
-        raise EngineUnreachable("/v1/models lists no model")
     question: JsonValue = {
-        "model": names[0],
+        "model": name,
         "messages": turns,
         "max_tokens": tokens,
         "temperature": 0,

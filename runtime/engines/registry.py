@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtime.engines.llamacpp import LlamaCppEngine
+from runtime.engines.ollama import OllamaEngine
 from runtime.engines.openai import OpenAIEngine
 from runtime.engines.vllm import VllmEngine
 
@@ -14,5 +15,5 @@ if TYPE_CHECKING:
 
 def engines() -> dict[str, Engine]:
     """Every engine, by the name that snapshots use."""
-    known: tuple[Engine, ...] = (LlamaCppEngine(), VllmEngine(), OpenAIEngine())
+    known: tuple[Engine, ...] = (LlamaCppEngine(), VllmEngine(), OllamaEngine(), OpenAIEngine())
     return {engine.name: engine for engine in known}

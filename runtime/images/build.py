@@ -37,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,8 @@ class Recipe:
     """Whether it is gigabytes: built only when it is named, kept where it was built."""
     asked: bool = False
     """Whether it is built only when it is named: the agent's is another after every change of the code."""
+    streamed: bool = False
+    """Whether what is installed already goes to the engine from where it is: gigabytes of packages."""
 
 
 # --- staging ------------------------------------------------------------------------------------------------------
@@ -177,6 +179,15 @@ def stage_vllm(context: Path, parent: str) -> None:
     install(VLLM_LOCK, context)
 
 
+def stage_ollama(context: Path, _parent: str) -> None:
+    """Put the proxy beside Ollama, which comes from wherever its archive was unpacked."""
+    if not (context / "ollama" / "bin" / "ollama").is_file():
+        raise BuildError(
+            "ollama: name the folder where its archive was unpacked: --installed ollama=FOLDER (bin/ollama)"
+        )
+    shutil.copy(ENGINES / "ollama_server.py", context)
+
+
 def stage_agent_root(context: Path, parent: str) -> None:
     """Unpack the agent's Debian packages, and gather the certificates as the packages' own script would."""
     stage_root_with_users(context, parent)
@@ -239,7 +250,8 @@ RECIPES = {
         Recipe(
             "base-shell", stage_root_with_users, inputs=(HERE / "base" / "passwd", HERE / "base" / "group"), large=True
         ),
-        Recipe("vllm", stage_vllm, parent="base-shell", inputs=(VLLM_LOCK,), large=True),
+        Recipe("vllm", stage_vllm, parent="base-shell", inputs=(VLLM_LOCK,), large=True, streamed=True),
+        Recipe("ollama", stage_ollama, parent="base", inputs=(ENGINES / "ollama_server.py",), asked=True),
         Recipe("busybox", stage_busybox, inputs=(busybox(),)),
         Recipe("busybox-volume", stage_nothing, parent="busybox"),
         Recipe("agent-base", stage_agent_root, inputs=(HERE / "base" / "passwd", HERE / "base" / "group"), asked=True),
@@ -306,6 +318,14 @@ def registry_digest(registry: str, name: str, tag: str) -> str | None:
     return digest
 
 
+def with_given(name: str, installed: Mapping[str, Path]) -> Recipe:
+    """Return a recipe whose key speaks for what it is given; a lock already does for packages."""
+    recipe = RECIPES[name]
+    if name not in installed or recipe.streamed:
+        return recipe
+    return replace(recipe, inputs=(*recipe.inputs, installed[name]))
+
+
 def docker(*arguments: str | Path) -> str:
     """Run the docker command; see `run`."""
     return run("docker", *arguments, context="docker")
@@ -364,9 +384,12 @@ def make(recipe: Recipe, registry: str, name: str, installed: Mapping[str, Path]
     with tempfile.TemporaryDirectory(prefix="reconcile-image-") as folder:
         context = Path(folder, "context")
         shutil.copytree(HERE / recipe.name, context)
-        if recipe.name in installed:
-            build_around(installed[recipe.name], context, arguments)
+        given = installed.get(recipe.name)
+        if given is not None and recipe.streamed:
+            build_around(given, context, arguments)
         else:
+            if given is not None:
+                shutil.copytree(given, context / recipe.name, symlinks=True)
             recipe.stage(context, parent)
             docker(*arguments, context)
 
@@ -427,7 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="take an image's site-packages from where its lock was installed, with the same Python",
+        help="take vllm's site-packages from where its lock was installed (the same Python), or ollama's bin/ and lib/",
     )
     parser.add_argument("--force", action="store_true", help="build even what the registry already holds")
     parser.add_argument(
@@ -442,7 +465,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             installed = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.installed)}
             way = build_unpushed if options.unpushed else build
             references = {
-                name: way(RECIPES[name], options.registry, force=options.force, installed=installed) for name in names
+                name: way(with_given(name, installed), options.registry, force=options.force, installed=installed)
+                for name in names
             }
         document = json.dumps(references, indent=2)
         if options.json:

@@ -1,4 +1,4 @@
-"""The engine contract against every engine: simulated, llama.cpp, any OpenAI-compatible server, vLLM."""
+"""The engine contract against every engine: simulated, llama.cpp, any OpenAI-compatible server, Ollama, vLLM."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import pytest
 from runtime.backends.simulated import SimulatedBackend, SimulatedEngineRoom
 from runtime.connection import UnixConnection
 from runtime.engines.llamacpp import PROGRAM, LlamaCppEngine
+from runtime.engines.ollama import OllamaEngine
 from runtime.engines.openai import OpenAIEngine
 from runtime.engines.simulated import SimulatedConnection, SimulatedEngine
 from runtime.engines.vllm import VllmEngine
 from runtime.interfaces import SOCKET_NAME, EngineView, InstanceSpec, Launch
 from schemas.errors import EngineUnreachable
-from schemas.snapshot import LlamaCppArgs, OpenAIArgs, VllmArgs
+from schemas.snapshot import LlamaCppArgs, OllamaArgs, OpenAIArgs, VllmArgs
 from tests.contracts.engine_contract import EngineContract, ProcessContract
 from tests.support.builders import IMAGE, target
 from tests.support.front import eventually
 from tests.support.models import make_model
+from tests.support.ollama import standin
 from tests.support.simulated_node import SteppingClock
 from tests.support.vllm import one_vllm, vllm_runtimes
 
@@ -91,9 +93,11 @@ class ProcessBench:
         self.engine = engine
         self.target = of
         # llama.cpp learns from a template how functions are called; the small model's has no word of them.
-        self.calls = engine.name == "vllm"
+        self.calls = engine.name in ("vllm", "ollama")
         self._folder = folder
-        self._manifest = make_model({f"model.{form}": b"GGUF"}, form=form).manifest
+        self._form = form
+        self.content = b"GGUF"
+        """Of the model's file, as its manifest has it."""
         self._view = view
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -125,7 +129,8 @@ class ProcessBench:
 
     def _start(self) -> None:
         (self._folder / SOCKET_NAME).unlink(missing_ok=True)
-        launch = self.engine.launch(self.target, self._manifest, self._view)
+        manifest = make_model({f"model.{self._form}": self.content}, form=self._form).manifest
+        launch = self.engine.launch(self.target, manifest, self._view)
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 launch.argv,
@@ -213,6 +218,21 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessBench]:
         made.end(0)
 
 
+@pytest.fixture(scope="module")
+def ollama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessBench]:
+    """The proxy in front of a program that implements Ollama's documented API."""
+    model = tmp_path_factory.mktemp("model")
+    (model / "model.gguf").write_bytes(b"GGUF")
+    programs = tmp_path_factory.mktemp("bin")
+    standin(programs / "ollama", python=sys.executable)
+    of = target(engine="ollama", engine_args=OllamaArgs())
+    view = EngineView(str(model), SOCKET_NAME)
+    folder = tmp_path_factory.mktemp("ollama")
+    made = ProcessBench(OllamaEngine(str(programs)), of, folder, view=view, form="gguf")
+    yield made
+    made.end(0)
+
+
 class TestSimulated(EngineContract):
     """Which stands for all of them in the simulation."""
 
@@ -229,6 +249,15 @@ class TestLlamaCpp(ProcessContract):
     def bench(self, llamacpp: ProcessBench) -> ProcessBench:
         """The one."""
         return llamacpp
+
+
+class TestOllama(ProcessContract):
+    """Its proxy for real; Ollama itself by what its documentation says."""
+
+    @pytest.fixture
+    def bench(self, ollama: ProcessBench) -> ProcessBench:
+        """The one."""
+        return ollama
 
 
 class TestOpenAI(ProcessContract):
