@@ -127,11 +127,7 @@ class Witness:
         others = [item.name for item in running if item.name != name]
         if others and not overlap:
             self._say("I3", f"{name} is started while {', '.join(others)} runs")
-        for uuid, fault in gpus.items():
-            if fault:
-                self._say("I4", f"{name} is started on {uuid}, and {fault}")
-            if uuid in busy:
-                self._say("I4", f"{name} is started on {uuid}, which has not given back what ended on it")
+        self._starts_on(name, gpus, busy)
         if blind:
             self._say("I3", f"{name} is started while {', '.join(blind)} cannot be seen")
         row = record.intents.get(intent)
@@ -150,6 +146,13 @@ class Witness:
             self._say("I11", f"{name} is started {(wait - at).total_seconds():.0f} s before its restart is due")
         self._wanted(name, target, record)
         self.violations += allowed(target, unenforced, by_owner)
+
+    def _starts_on(self, name: str, gpus: Mapping[str, str], busy: Collection[str]) -> None:
+        for uuid, fault in gpus.items():
+            if fault:
+                self._say("I4", f"{name} is started on {uuid}, and {fault}")
+            if uuid in busy:
+                self._say("I4", f"{name} is started on {uuid}, which has not given back what ended on it")
 
     def _wanted(self, name: str, target: ServingTarget, record: Record) -> None:
         document, good = record.snapshot(), record.good
