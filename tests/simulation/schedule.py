@@ -191,6 +191,8 @@ class Schedule:
         world = self.world
         gone = [item for item in result.outcomes if isinstance(item.action, StopInstance) and item.action.drain]
         broken = world.engine.lies or any(room.bad_starts or room.unavailable for room in world.rooms.values())
+        # Nothing may start where a GPU computes nothing, or has not been given back.
+        broken = broken or any(card.fault or card.processes for card in world.machine.read().gpus)
         suspended = world.journal is not None and world.journal.fact("suspended")
         if suspended and gone and not broken and not world.stop.asked and not world.serving():
             world.witness._say("I6", f"{before} served, changes were suspended in the middle, and nothing serves")
