@@ -73,7 +73,7 @@ def vllm_runtimes() -> Path:
     if not folder:
         if os.environ.get("REQUIRE_VLLM"):
             pytest.fail("REQUIRE_VLLM is set, and RECONCILE_TEST_VLLM names no folder")
-        pytest.skip("vllm not present: RECONCILE_TEST_VLLM names no folder (.ci/provision makes one)")
+        pytest.skip("vllm not present: RECONCILE_TEST_VLLM names no folder (`make vllm` makes one)")
     return Path(folder)
 
 
