@@ -87,7 +87,7 @@ _PRIVATE: Final = """\
 # A view of the file system of its own. Left out where containers run: the engine would not see the capped socket
 # folders that the agent mounts for them.
 ProtectSystem=strict
-ReadWritePaths={state}
+ReadWritePaths={state} -/run/lock
 ProtectHome=read-only
 PrivateTmp=yes
 ProtectKernelLogs=yes

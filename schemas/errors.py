@@ -9,13 +9,13 @@
     |     `- MalformedDocument, LimitExceeded, MissingDocument, DigestMismatch
     |- Transient             exit 1   tried again with backoff
     |  `- SourceUnreachable, DownloadFailed, BackendUnavailable, EngineUnreachable, DaemonUnreachable, NotDelivered,
-    |     ValidationInconclusive
+    |     GpuInUse, GpuNotFree, GpuFault, ValidationInconclusive
     |- Terminal              exit 1   the same attempt would fail again: its subject waits for a change or a `retry`
     |  `- ModelCorrupt, ImageUnavailable, EnvironmentUnavailable, EnvironmentChanged, StartFailed, NotReadyInTime,
     |     ValidationFailed, Incompatible, SignatureRefused, IsolationRefused
     `- Operational           exit 1   a person has to act
        `- ConfigError, StateLocked, NoSpace, DiskFailed, StalePlan (exit 4), StateCorrupt, NotInitialised, KeyLocked,
-          ClockBehind, PeerRefused, UsageError (exit 64)
+          GpuNotLockable, ClockBehind, PeerRefused, UsageError (exit 64)
 
 The message is for people and may change; `reason` is for programs and does not. Each class says what it means, and
 after "Do:" what a person does about it: docs/reference/reasons.md is made of these (`make docs`).
