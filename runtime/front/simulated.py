@@ -22,6 +22,8 @@ class SimulatedFront:
         self.busy = 0
         self.log: list[str] = []
         """What was asked of it, in order."""
+        self._led: set[str] = set()
+        """Instances that requests were ever led to."""
 
     def look(self) -> FrontSeen:
         """What it is."""
@@ -39,6 +41,7 @@ class SimulatedFront:
     def lead(self, route: Route) -> None:
         """Follow a route."""
         self.route = route
+        self._led.add(route.instance)
         self.log.append(f"{route.state} {route.instance}".strip())
 
     def hold(self, instance: str) -> bool:
@@ -50,9 +53,9 @@ class SimulatedFront:
         return True
 
     def drain(self, instance: str, *, seconds: float) -> int:
-        """They are as busy afterwards as before; another instance has none."""
+        """They are as busy afterwards as before, also where requests are led elsewhere since; others have none."""
         self.log.append(f"drain {instance} {seconds:g}")
-        return self.busy if instance == self.route.instance else 0
+        return self.busy if instance in self._led else 0
 
     def counts(self) -> FrontCounts | None:
         """Nothing but what is busy."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from reconciler.restarts import BUDGET
 from runtime.engines import llamacpp
 from tests.support.container_swapping import ContainerSwappingNode
 from tests.support.faulting import during, events, kill, running, serves_alone
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from reconciler.loop import PassResult
     from runtime.interfaces import EngineConnection
 
 STEP = timedelta(seconds=25)
@@ -77,21 +79,43 @@ def test_restarts_are_spaced(swapping: SwappingNode) -> None:
     """The first comes at once; the next one waits, also for a new agent, and comes by itself when its time has come."""
     # Instances note the machine's time: to a clock that is ahead of it, they would have run for long.
     swapping.real_clock.ahead = timedelta()
-    for number in (1, 2):
-        (before,) = running(swapping)
-        kill(swapping.engine_process(before))
-        eventually(lambda: running(swapping) == [], "its end is seen")
-        result = swapping.run()
-        assert len(running(swapping)) == (1 if number == 1 else 0)
+    assert len(ended(swapping)) == 1
+    assert ended(swapping) == []
     swapping.restart()
+    assert waited(swapping).exit_code == 0
+    serves_alone(swapping, "a:v1")
+
+
+def test_a_crash_loop_ends_with_what_served_before(swapping: SwappingNode) -> None:
+    """An engine that ends whenever it serves is given up, once, and what served before it comes back (I5)."""
+    assert swapping.run(swapping.wish("b:v1")).exit_code == 0
+    swapping.real_clock.ahead = timedelta()
+    for _ in range(BUDGET - 1):
+        if not ended(swapping):
+            assert waited(swapping).exit_code == 0
+    assert len(ended(swapping)) == 1
+    assert conditions(swapping.run())["RolledBack"] == "True"
+    serves_alone(swapping, "a:v1")
+    assert events(swapping).count("CrashLooping b:v1 ended by itself 5 times in a row") == 1
+
+
+def ended(swapping: SwappingNode) -> list[str]:
+    """What runs after what served was killed, and a pass."""
+    (before,) = running(swapping)
+    kill(swapping.engine_process(before))
+    eventually(lambda: running(swapping) == [], "its end is seen")
+    swapping.run()
+    return running(swapping)
+
+
+def waited(swapping: SwappingNode) -> PassResult:
+    """The pass at the moment that the journal names for the next restart."""
     result = swapping.run()
     (held,) = (item for item in result.status.held if item.reason == "Restarting")
     assert held.until is not None
     assert running(swapping) == []
-    # Not after a sleep: at the moment that the journal names.
     swapping.real_clock.ahead += max(held.until - swapping.real_clock.now(), timedelta()) + timedelta(seconds=1)
-    assert swapping.run().exit_code == 0
-    serves_alone(swapping, "a:v1")
+    return swapping.run()
 
 
 def test_stopped_while_it_serves(swapping: SwappingNode, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,12 +140,15 @@ class Witness:
             self._say("I2", f"{name} is started from bytes of {target.model} that were not verified since they changed")
         if target.subject(accelerator) in record.rejections:
             self._say("I5", f"{name} is started, and {target.model} is remembered as bad")
+        self._due(name, target, at, record)
+        self._wanted(name, target, record)
+        self.violations += allowed(target, unenforced, by_owner)
+
+    def _due(self, name: str, target: ServingTarget, at: datetime, record: Record) -> None:
         wait = record.holds.get(f"restart/{target.spec_digest}")
         # A longer one was set by another clock.
         if wait is not None and at < wait <= at + LONGEST_WAIT:
             self._say("I11", f"{name} is started {(wait - at).total_seconds():.0f} s before its restart is due")
-        self._wanted(name, target, record)
-        self.violations += allowed(target, unenforced, by_owner)
 
     def _starts_on(self, name: str, gpus: Mapping[str, str], busy: Collection[str]) -> None:
         for uuid, fault in gpus.items():
