@@ -31,6 +31,8 @@ def settings(detail: Mapping[str, Any]) -> dict[str, str]:
     networks = (detail.get("NetworkSettings") or {}).get("Networks") or {}
     found = {
         "name": str(detail.get("Name") or "").lstrip("/"),
+        # Another one of the same name: somebody has taken ours away and made it again.
+        "container": str(detail.get("Id") or "")[:12],
         "image": detail.get("Image"),
         "arguments": [detail.get("Path"), *(detail.get("Args") or ())],
         "environment": sorted(config.get("Env") or ()),

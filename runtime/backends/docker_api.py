@@ -421,15 +421,17 @@ class ContainerEngine:
                 api.timeout = API_SECONDS
 
     def _detail(self, name: str) -> dict[str, Any] | None:
-        try:
-            detail: dict[str, Any] = self._api.inspect_container(self._at(name))
-        except docker.errors.NotFound:
-            return None
         made = self._made.read(name)
-        if made is not None and made.id == detail["Id"]:
-            # Whatever it is called by now: it is the one that was made here.
-            return detail
-        return detail if self._marks.bear(detail["Name"], detail["Config"].get("Labels") or {}) else None
+        # By its id first: whatever it is called by now, it is the one that was made here.
+        for asked in (made.id, name) if made is not None else (name,):
+            try:
+                detail: dict[str, Any] = self._api.inspect_container(asked)
+            except docker.errors.NotFound:
+                continue
+            known = made is not None and detail["Id"] == made.id
+            if known or self._marks.bear(detail["Name"], detail["Config"].get("Labels") or {}):
+                return detail
+        return None
 
     def _listed(self, item: dict[str, Any]) -> Instance | None:
         name = self._marks.name(item) or self._made.named(str(item.get("Id")))
@@ -443,8 +445,8 @@ class ContainerEngine:
 
     def _at(self, name: str) -> str:
         """By what the engine is asked for a container: its id, which stays the same when somebody renames it."""
-        made = self._made.read(name)
-        return made.id if made is not None else name
+        detail = self._detail(name)
+        return str(detail["Id"]) if detail is not None else name
 
     def _remember(self, name: str) -> None:
         """Keep what the engine says of a container now: whatever is different later, somebody else has changed."""

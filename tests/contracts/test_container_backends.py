@@ -247,6 +247,30 @@ class ContainerContract(GpuContract, RealBackendContract):
         harness.attach().remove(spec.name)
         assert not [item for item in harness.api.api.containers(all=True) if f"/{other}" in item["Names"]]
 
+    def test_a_container_that_somebody_made_again_is_another(self, harness: ContainerHarness) -> None:
+        """Of the same name, with the same labels and half the memory: it is seen, told apart, and can be ended (I3)."""
+        if harness.name == "podman":
+            pytest.skip("Podman's word for this image's command is none that it takes; tests/demo has one that it does")
+        spec = harness.spec("a1")
+        run(harness, harness.attach(), spec)
+        api = harness.api.api
+        detail = api.inspect_container(spec.name)
+        api.remove_container(spec.name, force=True)
+        half = spec.target.resources.memory // 2
+        host = {**detail["HostConfig"], "Memory": half, "MemorySwap": half, "Binds": None, "Ulimits": None}
+        api.create_container_from_config({**detail["Config"], "HostConfig": host}, name=spec.name)
+        api.start(spec.name)
+        backend = harness.attach()
+        (seen,) = backend.list()
+        assert (seen.name, seen.status, seen.spec_digest) == (spec.name, "running", spec.target.spec_digest)
+        changed = {one.field: one for one in seen.changed}
+        assert {"container", "memory"} <= set(changed)
+        assert not changed["container"].mendable
+        backend.stop(spec.name, grace=1)
+        backend.remove(spec.name)
+        assert harness.left(spec) == ()
+        assert harness.attach().list() == ()
+
     def test_labels_alone_are_no_mark(self, harness: ContainerHarness) -> None:
         """A container with our labels and another name (as an image can bring) is none of ours (I8)."""
         spec = harness.spec("a1")

@@ -190,7 +190,9 @@ class Schedule:
         """I6: whoever suspends changes in the middle of a swap has something that serves in the end."""
         world = self.world
         gone = [item for item in result.outcomes if isinstance(item.action, StopInstance) and item.action.drain]
-        broken = world.engine.lies or any(room.bad_starts or room.unavailable for room in world.rooms.values())
+        # The way back itself has to be a way.
+        lies = {model_digest(key.partition(":")[0]) for key in before} & world.engine.lies
+        broken = lies or any(room.unavailable or room.bad_starts & {*before} for room in world.rooms.values())
         # Nothing may start where a GPU computes nothing, or has not been given back.
         broken = broken or any(card.fault or card.processes for card in world.machine.read().gpus)
         suspended = world.journal is not None and world.journal.fact("suspended")

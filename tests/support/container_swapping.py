@@ -60,6 +60,7 @@ class ContainerSwappingNode(SwappingNode):
             network="testnet",
             node_id=self.own_id,
             ports=replace(host_ports(), clock=self.real_clock),
+            run_folder=self.node.state.run,
         )
         weaker = {} if socket_folder.can_cap() else {"allowUnenforced": ("socket-size",)}
         settings = {"socket": self.engine_socket, **weaker}
