@@ -20,7 +20,7 @@ import docker.types
 import requests.exceptions
 
 from runtime.backends import socket_folder
-from runtime.backends.container_answers import LABEL, Marks, gpus, label_filters
+from runtime.backends.container_answers import LABEL, PAUSED, Marks, gpus, label_filters
 from runtime.backends.container_drift import differences, limits, settings
 from runtime.backends.container_limits import MODEL_PATH, RUN_AS, SOCKET_FOLDER, host_config
 from runtime.backends.container_made import Made, Record
@@ -365,12 +365,15 @@ class ContainerEngine:
 
     def stop(self, name: str, *, grace: float) -> None:
         """SIGTERM, then SIGKILL after `grace` seconds."""
-        if self.inspect(name) is None:
+        seen = self.inspect(name)
+        if seen is None or seen.status != "running":
+            # Each question more is time in which nobody serves: a swap waits for this, and so does a restart.
             return
         with self._translated(timeout=grace + API_SECONDS) as api:
-            with suppress(docker.errors.APIError):
-                # A frozen process hears no signal, and Podman refuses to stop one. Refused where it is not paused.
-                api.unpause(self._at(name))
+            if PAUSED in seen.detail:
+                # A frozen process hears no signal, and Podman refuses to stop one.
+                with suppress(docker.errors.APIError):
+                    api.unpause(self._at(name))
             api.stop(self._at(name), timeout=max(int(grace), 1))
 
     def remove(self, name: str) -> None:
