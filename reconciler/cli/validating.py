@@ -134,7 +134,7 @@ def connected(node: Node, observed: Observed, model: str | None) -> tuple[Servin
     Raises:
         UsageError: nothing serves, or something else than was asked for.
     """
-    from reconciler.kinds.runtime import instance_name
+    from reconciler.kinds.instances import instance_name
     from runtime.interfaces import SOCKET_NAME
     from runtime.validation.platform import platform_of
 

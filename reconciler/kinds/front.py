@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler.kinds.base import Kind
-from reconciler.kinds.runtime import instance_name, serving_instance
+from reconciler.kinds.instances import instance_name
+from reconciler.kinds.runtime import serving_instance
 from reconciler.memory import DropHold, Note
 from runtime.front.route import Route
 from runtime.interfaces import SOCKET_NAME

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from reconciler.kinds.base import Kind
-from reconciler.kinds.runtime import instance_name, serving_instance
+from reconciler.kinds.instances import instance_name
+from reconciler.kinds.runtime import serving_instance
 from reconciler.memory import CommitGood, DropHold, IssueReceipt, Note, model_state
 from reconciler.proof import retest
 from reconciler.target import good_for

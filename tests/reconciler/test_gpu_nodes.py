@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from reconciler.kinds import runtime as runtime_kind
+from reconciler.kinds import instances
 from runtime import gpu_release
 from runtime.backends import native_processes
 from runtime.backends.native import NativeBackend
@@ -175,7 +175,7 @@ def test_what_is_stopped_is_waited_for_until_the_driver_no_longer_lists_it(
     driver.write()
     asked = threading.Event()
     begun: list[tuple[bool, list[str]]] = []
-    real_wait, real_start = gpu_release._why_not_free, runtime_kind.start_instance
+    real_wait, real_start = gpu_release._why_not_free, instances.start_instance
 
     def why_not_free(*arguments: object) -> str:
         found = real_wait(*arguments)  # type: ignore[arg-type]
@@ -194,7 +194,7 @@ def test_what_is_stopped_is_waited_for_until_the_driver_no_longer_lists_it(
             driver.write()
 
     monkeypatch.setattr(gpu_release, "_why_not_free", why_not_free)
-    monkeypatch.setattr(runtime_kind, "start_instance", start_instance)
+    monkeypatch.setattr(instances, "start_instance", start_instance)
     giving = threading.Thread(target=give_back)
     giving.start()
     assert ours.serve("b:v1").exit_code == 0

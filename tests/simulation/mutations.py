@@ -11,6 +11,7 @@ import desired_state.trust
 import reconciler.executor
 import reconciler.gpus
 import reconciler.kinds.front
+import reconciler.kinds.instances
 import reconciler.kinds.runtime
 import reconciler.kinds.storage
 import reconciler.kinds.validation
@@ -309,7 +310,7 @@ _real_start: Final = SimulatedBackend.start
 
 def _hurries() -> list[Any]:
     """A GPU is taken for free as soon as what ran on it was stopped."""
-    return [_patch(reconciler.kinds.runtime, "await_release", lambda *_, **__: 0.0)]
+    return [_patch(reconciler.kinds.instances, "await_release", lambda *_, **__: 0.0)]
 
 
 def _restless() -> list[Any]:
