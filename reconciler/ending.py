@@ -11,7 +11,7 @@ from schemas.plan import Plan, StopInstance
 
 if TYPE_CHECKING:
     from reconciler.executor import Reporter
-    from reconciler.loop import Node
+    from reconciler.node import Node
     from schemas.errors import ReconcileError
 
 _CAUSE: Final = "the daemon was told to end, and to stop the runtime"

@@ -7,21 +7,16 @@ remembered, and the next round's plan leads to the last known good.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from reconciler.desired import Desired
 from reconciler.drift import UNCOUNTED
 from reconciler.ending import stop_instances
 from reconciler.executor import execute
+from reconciler.fronting import front_status
 from reconciler.gpu_watch import FACT, watched
-from reconciler.kinds.base import Situation
-from reconciler.kinds.runtime import serving_instance
-from reconciler.kinds.validation import waits_for_quiet
-from reconciler.memory import RESTART_WINDOW, CountHeal, DropCheck, Note, VoidReceipts, as_of
-from reconciler.observe import observe
+from reconciler.memory import CountHeal, DropCheck, Note, VoidReceipts
 from reconciler.planner import plan as make_plan
-from reconciler.proof import current
 from reconciler.published import read_status
 from reconciler.signing import LOCKED, ReceiptSigner
 from reconciler.status import Finding, exit_code, summarise, with_receipts
@@ -29,35 +24,29 @@ from reconciler.suspension import until_it_serves
 from reconciler.target import choose
 from reconciler.tempo import Next, retests
 from reconciler.tracing import NO_TRACES, TracedActions
-from runtime.interfaces import SOCKET_NAME
-from schemas.errors import EngineUnreachable, MissingDocument, StalePlan, of_disk
+from schemas.errors import MissingDocument, StalePlan, of_disk
 from schemas.observation import Present, StoredModel, Unknown
-from schemas.status import FrontStatus, FrontStatusCounts, ReceiptsStatus
+from schemas.status import ReceiptsStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from reconciler.documents import JournalDocuments
+    from reconciler.desired import Desired
     from reconciler.executor import Execution, Outcome, Reporter
-    from reconciler.journal import Accepted, Journal
-    from reconciler.kinds.base import Adapters
+    from reconciler.journal import Accepted
     from reconciler.lookout import Lookout
-    from reconciler.state_dir import StateDir
+    from reconciler.node import Node
     from reconciler.status import SourceReport
     from reconciler.target import Choice
     from reconciler.tempo import Tempo
     from reconciler.tracing import Tracer
-    from runtime.interfaces import Backend, Front, HardwareProbe
     from schemas.errors import ReconcileError
-    from schemas.manifest import ManifestDocument
-    from schemas.node import NodeConfig
-    from schemas.observation import FrontSeen, Instance, Observation, Observed
+    from schemas.observation import Observed
     from schemas.plan import Action, Drift, Plan
     from schemas.ports import Stop
     from schemas.snapshot import SnapshotDocument
     from schemas.status import NodeStatus
-    from schemas.target import ServingTarget
 
 MAX_ROUNDS: Final = 12
 """Rounds of one pass. A swap with its way back takes three; more than this is a fault of ours, and ends the pass."""
@@ -75,93 +64,6 @@ class SourceKeeper(Protocol):
     def refresh(self, now: datetime) -> SourceReport:
         """Look for a newer snapshot, verify it, and put it in force. Never raises for what a repository did."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One node, wired."""
-
-    config: NodeConfig
-    node_id: str
-    agent: str
-    state: StateDir
-    journal: Journal
-    documents: JournalDocuments
-    adapters: Adapters
-    hardware: HardwareProbe
-
-    def look(
-        self, document_digest: str, *, verified: bool = True, cleared: Sequence[str] = ()
-    ) -> tuple[Desired, Observed]:
-        """Both arguments of a decision, for a snapshot whose documents are at hand.
-
-        Args:
-            document_digest: the snapshot's digest; empty for none.
-            verified: False for a working copy that nobody signed.
-            cleared: subjects whose rejection the snapshot would clear once it is accepted.
-        """
-        now = self.adapters.ports.clock.now()
-        memory = as_of(self.journal.memory(starts_since=now - RESTART_WINDOW), now)
-        if cleared:
-            kept = {subject: item for subject, item in memory.rejections.items() if subject not in cleared}
-            memory = replace(memory, rejections=kept)
-        document = self.documents.snapshot(document_digest) if document_digest else None
-        observed = observe(
-            node=self.config,
-            node_id=self.node_id,
-            memory=memory,
-            document=document,
-            documents=self.documents,
-            hardware=self.hardware,
-            backends=self.adapters.backends,
-            engines=self.adapters.engines,
-            store=self.adapters.store,
-            environments=self.adapters.environments,
-            front=self.adapters.front,
-            judge=self._judge,
-        )
-        desired = Desired(
-            document, document_digest, verified=verified and document is not None, manifests=self._manifests(observed)
-        )
-        choice = choose(desired, observed, self.config)
-        observed = current(observed, choice, document)
-        situation = Situation(desired, observed, self.config, now, choice)
-        if waits_for_quiet(situation):
-            observed = replace(observed, state=replace(observed.state, quiet=self._is_quiet(situation)))
-        return desired, observed
-
-    def _is_quiet(self, situation: Situation) -> bool | None:
-        """Whether what serves has nothing to do, as it says itself; None where it cannot say."""
-        serving, target = serving_instance(situation), situation.choice.target
-        if serving is None or target is None:
-            return None
-        adapters = self.adapters
-        backend, engine = adapters.backends[target.backend], adapters.engines[target.engine]
-        try:
-            connection = adapters.connect(backend, serving.name, adapters.run_folder / serving.name / SOCKET_NAME)
-            activity = engine.activity(connection)
-        except EngineUnreachable:
-            return None
-        if activity is not None:
-            return not (activity.running or activity.waiting)
-        counts = adapters.front.counts() if adapters.front is not None else None
-        return not (counts.in_flight or counts.held) if counts is not None else None
-
-    def _judge(self, backend: Backend, item: Instance, target: ServingTarget) -> Instance:
-        engine = self.adapters.engines.get(target.engine)
-        if engine is None or self.adapters.health is None:
-            return item
-        connection = self.adapters.connect(backend, item.name, self.adapters.run_folder / item.name / SOCKET_NAME)
-        return self.adapters.health.look(item, engine, connection, stall=target.timeouts.stall)
-
-    def _manifests(self, observed: Observed) -> Mapping[str, ManifestDocument]:
-        manifests: dict[str, ManifestDocument] = {}
-        for digest in observed.state.missing:
-            try:
-                manifests[digest] = self.documents.model(digest).manifest
-            except MissingDocument:
-                continue
-        return manifests
 
 
 @dataclass(frozen=True, slots=True)
@@ -558,28 +460,6 @@ def _without_times(status: NodeStatus) -> NodeStatus:
     # When a daemon looks next moves with every pass; what it looks for does not.
     following = status.next.model_copy(update={"at": None, "coming": ()}) if status.next is not None else None
     return status.model_copy(update={"updated_at": None, "hardware": hardware, "front": front, "next": following})
-
-
-def front_status(front: Front | None, seen: Observation[FrontSeen] | None) -> FrontStatus | None:
-    """The front's part of the node's report.
-
-    Args:
-        front: it; None on a node without one.
-        seen: how it was last found.
-    """
-    if front is None:
-        return None
-    return FrontStatus(
-        socket=str(front.address),
-        state=seen.value.state if isinstance(seen, Present) else "unknown",
-        counts=live_counts(front),
-    )
-
-
-def live_counts(front: Front) -> FrontStatusCounts | None:
-    """What the front is doing now; None when it does not answer."""
-    counts = front.counts()
-    return FrontStatusCounts(**asdict(counts)) if counts is not None else None
 
 
 def _sources(document: SnapshotDocument | None) -> Mapping[str, tuple[str, ...]]:

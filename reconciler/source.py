@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from desired_state.trust import TrustState
     from reconciler.inquiry import Answer
     from reconciler.journal import Accepted, Journal
-    from reconciler.loop import Node
+    from reconciler.node import Node
     from reconciler.state_dir import StateDir
     from reconciler.verdicts import Verdict
     from schemas.node import NodeConfig

@@ -187,7 +187,7 @@ def status(config_file: str | None, as_json: bool) -> None:
 
 def _with_live_counts(seen: NodeStatus, config_file: str | None) -> NodeStatus:
     """The front's counts as they are now, for whoever may ask it."""
-    from reconciler.loop import live_counts
+    from reconciler.fronting import live_counts
 
     config = wiring.load_config(wiring.config_path(config_file))
     front = wiring.build_front(config, _state(config), wiring.host())

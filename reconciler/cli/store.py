@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from reconciler.executor import Execution, Outcome
     from reconciler.journal import Journal
     from reconciler.kinds.storage import Unlisted
-    from reconciler.loop import Node
+    from reconciler.node import Node
     from reconciler.state_dir import StateDir
     from schemas.node import NodeConfig
     from schemas.observation import Observed

@@ -15,7 +15,7 @@ from reconciler.cli.console import emit, plural, say, table
 from reconciler.cli.node import config_option, json_option
 
 if TYPE_CHECKING:
-    from reconciler.loop import Node
+    from reconciler.node import Node
     from runtime.interfaces import EngineConnection
     from runtime.validation.evidence import Evidence, Platform
     from runtime.validation.judge import Verdict

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from reconciler.bundles.container import Bundle
     from reconciler.bundles.importing import ImageEngine, Import, Imported
     from reconciler.journal import Journal, StoredDocument
-    from reconciler.loop import Node, PassResult
+    from reconciler.loop import PassResult
+    from reconciler.node import Node
     from reconciler.notifications import Notifier
     from reconciler.source import RepositorySource
     from reconciler.state_dir import StateDir
@@ -117,7 +118,7 @@ def build_node(
     from reconciler.documents import JournalDocuments
     from reconciler.identity import node_address
     from reconciler.kinds.base import Adapters
-    from reconciler.loop import Node
+    from reconciler.node import Node
     from reconciler.state_dir import StateDir
     from runtime.backends.containment import blindness
     from runtime.engines.registry import engines

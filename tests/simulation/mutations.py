@@ -17,6 +17,7 @@ import reconciler.kinds.storage
 import reconciler.kinds.validation
 import reconciler.loop
 import reconciler.memory
+import reconciler.node
 import reconciler.observe
 import reconciler.restarts
 import reconciler.source
@@ -172,7 +173,7 @@ def _removes_at_once() -> list[Any]:
 
 def _unknown_is_absent() -> list[Any]:
     """A backend that cannot be seen is taken for empty."""
-    real = reconciler.loop.observe
+    real = reconciler.node.observe
 
     def observe(**named: Any) -> Any:
         seen = real(**named)
@@ -181,7 +182,7 @@ def _unknown_is_absent() -> list[Any]:
         }
         return replace(seen, state=replace(seen.state, backends=backends))
 
-    return [_patch(reconciler.loop, "observe", observe)]
+    return [_patch(reconciler.node, "observe", observe)]
 
 
 def _starts_beside() -> list[Any]:
@@ -280,7 +281,7 @@ def _early_route() -> list[Any]:
 
 def _endless_waits() -> list[Any]:
     """A wait that was set by a clock that was ahead is waited for."""
-    return [_patch(reconciler.loop, "as_of", lambda memory, _now: memory)]
+    return [_patch(reconciler.node, "as_of", lambda memory, _now: memory)]
 
 
 def _dies_of_disks() -> list[Any]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from reconciler.chain import Issuer
 from reconciler.documents import JournalDocuments
 from reconciler.kinds.base import Adapters
-from reconciler.loop import Node, Reconciler
+from reconciler.loop import Reconciler
+from reconciler.node import Node
 from reconciler.source import RepositorySource
 from reconciler.state_dir import StateDir
 from runtime.backends.simulated import SimulatedBackend, SimulatedEngineRoom, SimulatedGpus

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from reconciler.chain import Issuer
 from reconciler.journal import Accepted, Journal, StoredDocument
 from reconciler.kinds.base import Adapters
-from reconciler.loop import Node, PassResult, Reconciler
+from reconciler.loop import PassResult, Reconciler
 from reconciler.memory import Note
+from reconciler.node import Node
 from reconciler.state_dir import StateDir
 from reconciler.status import SourceReport
 from runtime.backends.simulated import SimulatedBackend, SimulatedEngineRoom
