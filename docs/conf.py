@@ -51,6 +51,9 @@ def _lead_to_the_repository(app: Sphinx, doctree: nodes.document) -> None:
         if not target or path.is_relative_to(ROOT / "docs"):
             continue
         if not path.exists():
+            # MyST takes `.md` off a link that it would make one to a page.
+            path = path.with_name(f"{path.name}.md")
+        if not path.exists():
             raise ValueError(f"{app.env.docname}: {target} is not there")
         link.replace_self(nodes.literal(text=str(path.relative_to(ROOT))))
 
