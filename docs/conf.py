@@ -50,6 +50,8 @@ def _lead_to_the_repository(app: Sphinx, doctree: nodes.document) -> None:
         path = (folder / target).resolve()
         if not target or path.is_relative_to(ROOT / "docs"):
             continue
+        # The parser takes the suffix from what looks like a page.
+        path = next((one for one in (path, path.with_name(f"{path.name}.md")) if one.exists()), path)
         if not path.exists():
             raise ValueError(f"{app.env.docname}: {target} is not there")
         link.replace_self(nodes.literal(text=str(path.relative_to(ROOT))))
