@@ -50,6 +50,8 @@ def _lead_to_the_repository(app: Sphinx, doctree: nodes.document) -> None:
         path = (folder / target).resolve()
         if not target or path.is_relative_to(ROOT / "docs"):
             continue
+        # The parser takes the suffix from what looks like a page.
+        path = next((one for one in (path, path.with_name(f"{path.name}.md")) if one.exists()), path)
         if not path.exists():
             # MyST takes `.md` off a link that it would make one to a page.
             path = path.with_name(f"{path.name}.md")

@@ -68,7 +68,7 @@ def test_a_story_in_numbers(node: SimulatedNode) -> None:
     for item in node.room.running():
         node.room.kill(item.name)
     metrics.passed(node.run(), 0.5)
-    assert series(metrics)["reconcile_drift_total['start-instance']"] == 1
+    assert series(metrics)["reconcile_drift_total['instance']"] == 1
     metrics.refused(StalePlan("no"), 0.1)
     assert series(metrics)["reconcile_errors_total['StalePlan']"] == 1
     assert series(metrics)["reconcile_total['refused']"] == 1
