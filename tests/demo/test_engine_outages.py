@@ -47,6 +47,13 @@ class EitherWay(ContainerSwappingNode):
         isolation = {"allowUnenforced": WEAKER, "overlap": overlap}
         return super().wish(key, isolation=isolation, modes=("container", "native"), native={}, **fields)
 
+    def take_apart(self) -> None:
+        """Nothing is left running, wherever it was started."""
+        native = self.node.adapters.backends["native"]
+        for instance in native.list():
+            native.remove(instance.name)
+        super().take_apart()
+
     def natively(self) -> int:
         """How many processes of this node run without a container."""
         return len(self.node.adapters.backends["native"].list())
