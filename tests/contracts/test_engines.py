@@ -94,6 +94,7 @@ class ProcessBench:
         self.target = of
         # llama.cpp learns from a template how functions are called; the small model's has no word of them.
         self.calls = engine.name in ("vllm", "ollama")
+        self.cuts = engine.name != "vllm"
         self._folder = folder
         self._form = form
         self.content = b"GGUF"
