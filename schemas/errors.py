@@ -15,7 +15,7 @@
     |     ValidationFailed, Incompatible, SignatureRefused, IsolationRefused
     `- Operational           exit 1   a person has to act
        `- ConfigError, StateLocked, NoSpace, DiskFailed, StalePlan (exit 4), StateCorrupt, NotInitialised, KeyLocked,
-          GpuNotLockable, ClockBehind, PeerRefused, UsageError (exit 64)
+          GpuNotLockable, ClockBehind, PeerRefused, NothingToGoBackTo, UsageError (exit 64)
 
 The message is for people and may change; `reason` is for programs and does not. Each class says what it means, and
 after "Do:" what a person does about it: docs/reference/reasons.md is made of these (`make docs`).
