@@ -85,7 +85,7 @@ def _section(section: Section) -> str:
         f"{calibration.margin:g}. {looks}."
     )
     if section.missing:
-        about += f" Not run, because the engine did not start so here: {'; '.join(dict.fromkeys(section.missing))}."
+        about += f" Not run here: {'; '.join(dict.fromkeys(section.missing))}."
     return _table(f"{section.label}, against {section.reference}", section.rows, curves=True, about=about)
 
 
