@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final
 
 FOLDER = Path(__file__).parent
+
+NOT_RUN: Final = """## Not run
+
+On a GPU: everything. No machine with one was at hand: neither these figures, nor the
+[table of power](../docs/power.md), nor the spread of honest GPU engines in bfloat16 and float16, batch-invariant or
+not, against references from a processor. On a machine with one, `reconcile probe record --onto` records its
+thresholds, `make power VLLM=PYTHON` counts its rows, and `make bench` adds its figures here."""
 
 
 def table(results: dict[str, dict[str, object]]) -> str:
@@ -16,18 +24,20 @@ def table(results: dict[str, dict[str, object]]) -> str:
         "Made by `make bench` from [results.json](results.json). Each figure is a median; peers ran in turn with it,",
         "in the same run on the same machine. Machines are noisy: ratios say more than seconds.",
         "",
-        "| Figure | Value | Goal | Peer | Peer's value | Ratio |",
-        "|---|---|---|---|---|---|",
+        "| Figure | Value | Goal | Peer | Peer's value | Ratio | On |",
+        "|---|---|---|---|---|---|---:|",
     ]
+    machines = sorted({f"{item['machine']} ({item['when']})" for item in results.values()})
     for name, item in sorted(results.items()):
         value, other = item["value"], item["peer_value"]
         ratio = f"{float(str(value)) / other:.2f}" if isinstance(other, int | float) and other else ""
         shown = f"{other} {item['unit']}" if other is not None else ""
         peer = item["peer"]
-        rows.append(f"| `{name}` | {value} {item['unit']} | {item['goal']} | {peer} | {shown} | {ratio} |")
-    machines = sorted({f"{item['machine']} ({item['when']})" for item in results.values()})
+        place = machines.index(f"{item['machine']} ({item['when']})") + 1
+        rows.append(f"| `{name}` | {value} {item['unit']} | {item['goal']} | {peer} | {shown} | {ratio} | {place} |")
     rows += ["", "![figures beside their peers](results.svg)", "", "Measured on:", ""]
-    rows += [f"- {machine}" for machine in machines]
+    rows += [f"{place}. {machine}" for place, machine in enumerate(machines, 1)]
+    rows += ["", NOT_RUN]
     return "\n".join(rows) + "\n"
 
 
