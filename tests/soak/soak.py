@@ -178,7 +178,7 @@ class Soak:
 def _least(folder: Path) -> int:
     """The fewest entries that a folder of the kernel has within a second.
 
-    A request that is being answered, or a pass that a commit woke, holds a few for a moment; what leaks is always there.
+    A request that is being answered, or a pass that a commit woke, holds some for a moment; what leaks stays.
     """
     found = []
     for _ in range(_LOOKS):
