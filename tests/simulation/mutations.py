@@ -337,7 +337,7 @@ MUTATIONS: Final = (
     _mutation("unknown is taken for absent", "I3 I6 I8", _unknown_is_absent),
     _mutation("the new beside the old", "I3", _starts_beside),
     _mutation("failures are not remembered", "I5 I7", _forgets_failures),
-    _mutation("changed files are not hashed", "I2", _trusts_stamps),
+    _mutation("changed files are not hashed", "I2 I4", _trusts_stamps),
     _mutation("what is withdrawn goes on", "I6", _keeps_withdrawn),
     _mutation("commits are not synced", "I1 I2 I7 I8", _careless_commits),
     _mutation("files are not synced", "I1", _careless_files),

@@ -10,18 +10,17 @@ from runtime.backends import socket_folder
 from runtime.backends.docker_api import ContainerEngine
 from runtime.engines.openai import OpenAIEngine
 from runtime.host import host_ports
-from runtime.validation.record import record
-from schemas.probe import ProbeDocument, Provenance
-from tests.support.builders import assignment, container_runtime, manifest_digest, model, node, snapshot
-from tests.support.swapping import PROMPTS, ProbedDocuments, SwappingNode, ask_for, engine_wait
+from tests.support.builders import assignment, container_runtime, model, node, snapshot
+from tests.support.swapping import SwappingNode, recorded
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any, Literal
+    from typing import Literal
 
     from runtime.engines.llamacpp import LlamaCppEngine
     from runtime.interfaces import Backend, EngineConnection
     from schemas.snapshot import SnapshotDocument
+    from tests.support.swapping import Recorded
 
 SERVER = ("/usr/bin/python3", "/opt/llamacpp/llamacpp_server.py")
 COMMAND = (*SERVER, "--model={model}", "--socket={socket}", "--alias", "{name}", "--ctx-size=512", "--threads=1")
@@ -53,21 +52,8 @@ class OpenAINode(SwappingNode):
             place.chmod(0o755)
         super().__init__(folder, models)
 
-    def _record(self, key: str, engine: LlamaCppEngine, connection: EngineConnection, probed: ProbedDocuments) -> None:
-        engine_wait(engine, connection)
-        provenance = Provenance(engine="openai", version="1.0", manifest=manifest_digest(key), machine="test")
-        probe = model(key[0])["validation"]["probe"]["digest"]
-        probed.probes[probe] = ProbeDocument.model_validate(
-            {
-                "apiVersion": "reconcile/v1alpha1",
-                "kind": "Probe",
-                "metadata": {"name": "p", "model": key},
-                "spec": record(OpenAIEngine(), connection, provenance, tokens=8),
-            }
-        )
-        for prompt in PROMPTS:
-            said: Any = connection.request("POST", "/v1/completions", ask_for(prompt), timeout=60)
-            self.answers[key, prompt] = said["choices"][0]["text"]
+    def _recorded(self, key: str, engine: LlamaCppEngine, connection: EngineConnection) -> Recorded:
+        return recorded(key, engine, connection, OpenAIEngine())
 
     def restart(self) -> None:
         """A new agent over the same world, with real parts."""

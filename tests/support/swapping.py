@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from runtime.interfaces import Backend, EngineConnection
+    from runtime.interfaces import Backend, Engine, EngineConnection
     from schemas.snapshot import SnapshotDocument
 
 PROMPTS = ("Hello", "one two three", "La la la", "?")
@@ -98,12 +98,16 @@ class SwappingNode(SimulatedNode):
         config = node(backends={"native": {"allowUnenforced": WEAKER}}, policy={"overlap": True})
         super().__init__(folder / "state", config=config, documents=probed)
         for key, place in self.models.items():
-            if (key, place) not in RECORDED:
+            mark = (type(self).__name__, key, place)
+            if mark not in RECORDED:
                 native = NativeNode(folder / key[0])
                 with native.running(place) as connection:
-                    RECORDED[key, place] = recorded(key, native.engine, connection)
-            probed.probes[model(key[0])["validation"]["probe"]["digest"]] = RECORDED[key, place].probe
-            self.answers |= {(key, prompt): said for prompt, said in RECORDED[key, place].answers.items()}
+                    RECORDED[mark] = self._recorded(key, native.engine, connection)
+            probed.probes[model(key[0])["validation"]["probe"]["digest"]] = RECORDED[mark].probe
+            self.answers |= {(key, prompt): said for prompt, said in RECORDED[mark].answers.items()}
+
+    def _recorded(self, key: str, engine: LlamaCppEngine, connection: EngineConnection) -> Recorded:
+        return recorded(key, engine, connection)
 
     def restart(self) -> None:
         """A new agent over the same world, with real parts."""
@@ -180,26 +184,29 @@ class Recorded:
     """By prompt."""
 
 
-RECORDED: dict[tuple[str, Path], Recorded] = {}
-"""By model and folder: a folder's model answers the same in all tests of a process."""
+RECORDED: dict[tuple[str, str, Path], Recorded] = {}
+"""By kind of node, model and folder: a folder's model answers the same in all tests of a process."""
 
 
-def recorded(key: str, engine: LlamaCppEngine, connection: EngineConnection) -> Recorded:
+def recorded(key: str, engine: LlamaCppEngine, connection: EngineConnection, by: Engine | None = None) -> Recorded:
     """Ask a model what all tests will ask it.
 
     Args:
         key: what it is called.
         engine: runs it.
         connection: to an instance of it.
+        by: the engine whose words the probe is asked in; None takes what runs it.
     """
     engine_wait(engine, connection)
-    provenance = Provenance(engine="llamacpp", version="1.0", manifest=manifest_digest(key), machine="test")
+    asked = by or engine
+    provenance = Provenance(engine=asked.name, version="1.0", manifest=manifest_digest(key), machine="test")
+    tokens = 4 if by is None else 8
     probe = ProbeDocument.model_validate(
         {
             "apiVersion": "reconcile/v1alpha1",
             "kind": "Probe",
             "metadata": {"name": "p", "model": key},
-            "spec": record(engine, connection, provenance, tokens=4, passages=PASSAGES[:6]),
+            "spec": record(asked, connection, provenance, tokens=tokens, passages=PASSAGES[:6]),
         }
     )
     answers: dict[str, str] = {}
