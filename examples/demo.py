@@ -156,7 +156,7 @@ class Demo:
         self.operate(
             "model", "add", str(model), "--name", "tiny", "--version", version, "--source", f"{self.mirror}/{version}"
         )
-        self.operate("probe", "record", "--model", key, "--model-path", str(model), "--threads", "2")
+        self.operate("probe", "record", "--model", key, "--model-path", str(model), "--threads", "1")
         if spoiled:
             self.spoil(self.repo / "probes" / f"tiny-{version}.yaml")
         self.operate("model", "set-probe", key, f"probes/tiny-{version}.yaml")
@@ -281,7 +281,7 @@ class Demo:
         self.run("snapshot", "verify", "--repo", str(self.repo), brief=True)
 
     def _runtime(self) -> list[str]:
-        arguments = ["--arg", "contextSize=512", "--arg", "threads=2", "--memory", "1GiB"]
+        arguments = ["--arg", "contextSize=512", "--arg", "threads=1", "--memory", "1GiB"]
         if self.backend == "native":
             weaker = [part for name in NATIVE_IS_WEAKER for part in ("--allow-unenforced", name)]
             return [*arguments, "--mode", "native", *weaker]

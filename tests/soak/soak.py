@@ -67,18 +67,6 @@ class Look:
     """Bytes of the published status."""
 
 
-class SoakedDemo(QuietDemo):
-    """The demo with one thread for each engine: several would wait for each other on a machine that is busy."""
-
-    def run(self, *arguments: str, code: int = 0, brief: bool = False, quiet: bool = False) -> str:
-        """As asked, with one thread."""
-        fewer = {"threads=2": "threads=1"}
-        ready = [fewer.get(item, item) for item in arguments]
-        if "--threads" in ready:
-            ready[ready.index("--threads") + 1] = "1"
-        return super().run(*ready, code=code, brief=brief, quiet=quiet)
-
-
 class Soak:
     """A node that a daemon looks after."""
 
@@ -197,7 +185,7 @@ def _size(path: Path) -> int:
 @contextmanager
 def soaking(folder: Path) -> Iterator[Soak]:
     """A network of one model, and a daemon that serves it."""
-    demo = SoakedDemo(folder, "native")
+    demo = QuietDemo(folder, "native")
     demo.make_models()
     with serving(folder / "mirror") as demo.mirror:
         try:
