@@ -5,8 +5,9 @@ Each instance has a folder with `output.log` and, once that was full, `output.lo
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
+
+from runtime.growing_file import GrowingFile
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -19,7 +20,6 @@ LOG: Final = "output.log"
 BEFORE: Final = "output.log.1"
 """The file that grows, and the one that was full before it."""
 
-CHUNK: Final = 2**16
 LOOK_SECONDS: Final = 0.2
 """Between two looks at a file that is followed: a person does not notice, and a look costs microseconds."""
 
@@ -86,22 +86,22 @@ def follow(folder: Path, *, lines: int, stop: Stop, goes_on: Iterator[bool]) -> 
 
 
 class _Reading:
-    """A place in the growing file, which survives its being renamed: the descriptor is the file's, not the name's."""
+    """A place in what an instance has printed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._descriptor = -1
+        self._file = GrowingFile(folder / LOG)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._file.close()
 
     def tail(self, lines: int) -> Iterator[bytes]:
         """The last lines of both files; the place is then the end."""
-        self._open()
-        now = b"".join(self._rest())
+        self._file.open()
+        now = b"".join(self._file.rest())
         wanted = now.splitlines(keepends=True)[-lines:] if lines else []
         if len(wanted) < lines:
             before = self._before()
@@ -111,42 +111,18 @@ class _Reading:
 
     def more(self) -> Iterator[bytes]:
         """What has come since."""
-        if self._descriptor < 0 and not self._open():
+        if not self._file.open():
             return
-        yield from self._rest()
-        if self._is_rotated():
+        yield from self._file.rest()
+        if self._file.is_replaced():
             # What came between the last read and the rotation is read before the new file is.
-            yield from self._rest()
-            self._close()
-            if self._open():
-                yield from self._rest()
-
-    def _rest(self) -> Iterator[bytes]:
-        while self._descriptor >= 0 and (data := os.read(self._descriptor, CHUNK)):
-            yield data
+            yield from self._file.rest()
+            self._file.close()
+            if self._file.open():
+                yield from self._file.rest()
 
     def _before(self) -> bytes:
         try:
             return (self._folder / BEFORE).read_bytes()
         except FileNotFoundError:
             return b""
-
-    def _open(self) -> bool:
-        try:
-            self._descriptor = os.open(self._folder / LOG, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _is_rotated(self) -> bool:
-        try:
-            named = (self._folder / LOG).stat()
-        except FileNotFoundError:
-            return False
-        mine = os.fstat(self._descriptor)
-        return (named.st_dev, named.st_ino) != (mine.st_dev, mine.st_ino)
-
-    def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1

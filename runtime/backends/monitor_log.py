@@ -7,15 +7,15 @@ format of the Kubernetes runtimes, which conmon calls k8s-file). A full file is 
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
+
+from runtime.growing_file import GrowingFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from typing import Self
 
-CHUNK: Final = 2**16
 FIELDS: Final = 4
 
 
@@ -28,8 +28,7 @@ class MonitorLog:
         Args:
             path: of the file that the monitor writes.
         """
-        self._path = path
-        self._descriptor = -1
+        self._file = GrowingFile(path)
         self._rest = b""
         """An entry that was not there whole."""
         self._begun: dict[bytes, bytes] = {}
@@ -39,7 +38,7 @@ class MonitorLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._file.close()
 
     def news(self) -> Iterator[bytes]:
         """The lines that are whole now, and were not told yet.
@@ -47,14 +46,15 @@ class MonitorLog:
         Raises:
             OSError: the file cannot be read.
         """
-        if self._descriptor < 0 and not self._open():
+        if not self._file.open():
             return
         yield from self._read()
-        while self._is_replaced():
+        while self._file.is_replaced():
             # What came between the last read and the replacement is read before the new file is.
             yield from self._read()
-            self._close()
-            if not self._open():
+            self._file.close()
+            self._rest = b""
+            if not self._file.open():
                 return
             yield from self._read()
 
@@ -64,7 +64,7 @@ class MonitorLog:
         self._begun.clear()
 
     def _read(self) -> Iterator[bytes]:
-        while data := os.read(self._descriptor, CHUNK):
+        for data in self._file.rest():
             *entries, self._rest = (self._rest + data).split(b"\n")
             for entry in entries:
                 yield from self._told(entry)
@@ -79,24 +79,3 @@ class MonitorLog:
             self._begun[stream] = line
         else:
             yield line + b"\n"
-
-    def _open(self) -> bool:
-        try:
-            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _is_replaced(self) -> bool:
-        try:
-            named = self._path.stat()
-        except FileNotFoundError:
-            return False
-        mine = os.fstat(self._descriptor)
-        return (named.st_dev, named.st_ino) != (mine.st_dev, mine.st_ino)
-
-    def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        self._rest = b""

@@ -9,42 +9,22 @@ import signal
 from typing import TYPE_CHECKING
 
 import docker.errors
-import pytest
 
 from reconciler.rollback import way_back
 from reconciler.verbs import record
 from schemas.control import Left, Rollback
 from tests.demo.test_swaps import nothing_is_lost_through, settled
-from tests.support.container_swapping import ContainerSwappingNode
 from tests.support.front import dial, eventually
 from tests.support.swapping import PROMPTS, Asker, ask_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+    from tests.support.container_swapping import ContainerSwappingNode
 
 SWAPS = int(os.environ.get("RECONCILE_TEST_SWAPS", "4"))
 """Swaps under load; 50 where there is time for them."""
 
 TOKENS = 400
 """Of a stream that outlives an agent."""
-
-
-@pytest.fixture(
-    params=[pytest.param("docker", marks=pytest.mark.docker), pytest.param("podman", marks=pytest.mark.podman)]
-)
-def swapping(
-    tmp_path: Path,
-    tiny_model: Callable[[int], Path],
-    test_images: Mapping[str, str],
-    request: pytest.FixtureRequest,
-) -> Iterator[ContainerSwappingNode]:
-    """A node with two models and one engine."""
-    host = request.getfixturevalue(f"{request.param}_host")
-    models = (tiny_model(1), tiny_model(2))
-    made = ContainerSwappingNode(tmp_path, models, name=request.param, host=host, image=test_images["llamacpp"])
-    yield made
-    made.take_apart()
 
 
 def test_completions_go_on_through_swaps(swapping: ContainerSwappingNode) -> None:
