@@ -6,7 +6,6 @@ whether they are believed is decided in `desired_state.trust`.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from contextlib import suppress
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from desired_state import git_mirror
 from desired_state.files import MAX_ENTRIES, check_path
 from desired_state.git_safety import (
     check_address,
@@ -50,6 +50,11 @@ _LISTED: Final = re.compile(r"([0-7]{6}) [a-z]+ ([0-9a-f]{40}|[0-9a-f]{64}) +([0
 """A line of `git ls-tree -l -z`: mode, type, object, size (`-` for a folder, `BAD` where the object is gone), path."""
 _LIST_MEMORY: Final = 2**28
 """Bytes that git may allocate for a server's list of branches: room for a million, where one is asked for."""
+_FETCH_MEMORY: Final = 2**30
+"""Bytes that each process of a fetch may allocate. Files above 1 MiB are streamed, so that only a bomb of deltas needs
+more."""
+_REFUSED: Final = ("fsck error", "badTree", "is corrupt", "inconsistent")
+"""What git says of objects that it does not take."""
 _WORDS_LIMIT: Final = 2**16
 """Bytes that are read of what git prints about a server: a commit, or why there is none."""
 _PATHS: Final = 256
@@ -131,21 +136,43 @@ class GitSource:
         return self._fetch(url, branch, into, borrow=borrow, depth=1, ref=ref)
 
     def _fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None, depth: int, ref: str = "") -> str:
-        request = {
-            "url": check_address(url),
-            "branch": check_branch(branch),
-            "into": str(into),
-            "borrow": str(borrow) if borrow is not None else "",
-            "ref": ref or FETCHED + short(digest_text(f"{url} {branch}"), 16),
-            "depth": depth,
-            "maxBytes": self._settings.max_bytes,
-        }
-        # A process of its own: limits on memory and file size can be set, and GitPython leaks in long-running ones.
-        command = (sys.executable, "-P", "-m", "desired_state.git_fetch")
-        package = str(Path(__file__).resolve().parent.parent)
-        extra = {"PYTHONPATH": package}
-        done = self._remote(command, url, stdin=json.dumps(request).encode(), extra=extra)
-        return _fetched(done, url)
+        name = ref or FETCHED + short(digest_text(f"{url} {branch}"), 16)
+        refspec = f"+refs/heads/{check_branch(branch)}:{name}"
+        options = transport_options(check_address(url))
+        limit = self._settings.max_bytes
+        try:
+            self._prepare(url, into, borrow)
+            command = (
+                *("git", f"--git-dir={into}", "fetch", "--quiet", f"--depth={depth}"),
+                *("--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--force", *options),
+                *("--", url, refspec),
+            )
+            # git hands the bounds on to what it starts: a pack that grows too large, or a bomb that would need too
+            # much memory, ends the fetch and nothing else.
+            done = self._remote(command, url, memory=_FETCH_MEMORY, file_size=limit)
+            if done.returncode != 0:
+                cut = git_mirror.was_cut(into, limit)
+                git_mirror.drop_leftovers(into)
+                raise _refused(done, url, limit, cut=cut)
+        except OSError as error:
+            raise SourceUnreachable(f"{scrub(url)}: {scrub(str(error))}") from error
+        named = self._checked((f"--git-dir={into}", "rev-parse", "--verify", f"{name}^{{commit}}"), into)
+        return named.stdout.decode().strip()
+
+    def _prepare(self, url: str, into: Path, borrow: Path | None) -> None:
+        """Make sure that there is a repository to fetch into, which is not larger than it has to be."""
+        git_mirror.drop_leftovers(into)
+        due = git_mirror.work_due(into, self._settings.max_bytes)
+        # A scratch folder is gone in a moment: there is nothing to tidy.
+        if due == "make" or (due == "repack" and borrow is None):
+            command = (sys.executable, "-P", "-m", git_mirror.__name__, due, str(into))
+            package = str(Path(__file__).resolve().parent.parent)
+            done = self._remote(command, url, extra={"PYTHONPATH": package})
+            # Tidying up is no condition of fetching: a failure there shows again where it matters.
+            if done.returncode != 0 and due == "make":
+                raise SourceUnreachable(f"{scrub(url)}: no mirror could be made: {_words(done)}")
+        if borrow is not None:
+            git_mirror.borrow(borrow, into)
 
     def follows(self, url: str, branch: str, into: Path, *, old: str, new: str) -> bool | None:
         """Whether a commit that was fetched continues the history of an earlier one: False after a force-push.
@@ -254,6 +281,7 @@ class GitSource:
         stdin: bytes = b"",
         extra: Mapping[str, str] | None = None,
         memory: int | None = None,
+        file_size: int | None = None,
     ) -> Completed:
         """Run what talks to somebody else's server, whose lists and words need not end."""
         try:
@@ -265,6 +293,7 @@ class GitSource:
                 max_output=_WORDS_LIMIT,
                 extra=extra,
                 memory=memory,
+                file_size=file_size,
             )
         except SourceUnreachable as error:
             if isinstance(error.__cause__, OverflowError):
@@ -281,6 +310,7 @@ class GitSource:
         max_output: int,
         extra: Mapping[str, str] | None = None,
         memory: int | None = None,
+        file_size: int | None = None,
     ) -> Completed:
         try:
             return self._ports.processes.run(
@@ -291,6 +321,7 @@ class GitSource:
                 cwd=_ROOT,
                 stdin=stdin,
                 memory=memory,
+                file_size=file_size,
             )
         except TimeoutError as error:
             raise SourceUnreachable(f"{scrub(subject)}: no answer within {timeout:g} seconds") from error
@@ -304,20 +335,14 @@ def _words(done: Completed) -> str:
     return scrub(done.stderr.decode(errors="replace")) or f"git ended with status {done.returncode}"
 
 
-def _fetched(done: Completed, url: str) -> str:
-    """The commit that the child fetched, or its error."""
-    try:
-        answer = json.loads(done.stdout)
-        commit, kind, message = (str(answer.get(key, "")) for key in ("commit", "kind", "message"))
-    except (ValueError, AttributeError) as error:
-        raise SourceUnreachable(f"{scrub(url)}: the fetch broke off: {_words(done)}") from error
-    if _COMMIT.fullmatch(commit):
-        return commit
-    if kind == "limit":
-        raise LimitExceeded(message, file=scrub(url))
-    if kind == "refused":
-        raise MalformedDocument(message, file=scrub(url))
-    raise SourceUnreachable(f"{scrub(url)}: {message}")
+def _refused(done: Completed, url: str, limit: int, *, cut: bool) -> ReconcileError:
+    """Why a fetch failed."""
+    words = done.stderr.decode(errors="replace")
+    if cut or met_a_limit(words):
+        return LimitExceeded(f"sends more than {limit} bytes, or more than fits in memory", file=scrub(url))
+    if any(sign in words for sign in _REFUSED):
+        return MalformedDocument(scrub(words), file=scrub(url))
+    return SourceUnreachable(f"{scrub(url)}: {_words(done)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import stat
 import threading
 import time
@@ -86,6 +87,7 @@ class HostProcesses:
         cwd: Path | None = None,
         stdin: bytes = b"",
         memory: int | None = None,
+        file_size: int | None = None,
         stop: Stop | None = None,
     ) -> Completed:
         """Run to the end; see `schemas.ports.Processes`.
@@ -101,7 +103,14 @@ class HostProcesses:
         from runtime.subprocesses import run_bounded  # noqa: PLC0415 - most commands start no subprocess
 
         return run_bounded(
-            argv, timeout=timeout, max_output=max_output, env=env, cwd=cwd, stdin=stdin, memory=memory, stop=stop
+            argv,
+            timeout=timeout,
+            max_output=max_output,
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            limits={resource.RLIMIT_DATA: memory, resource.RLIMIT_FSIZE: file_size},
+            stop=stop,
         )
 
 

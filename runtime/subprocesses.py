@@ -35,10 +35,12 @@ def run_bounded(
     env: Mapping[str, str] | None,
     cwd: Path | None,
     stdin: bytes,
-    memory: int | None,
+    limits: Mapping[int, int | None],
     stop: Stop | None,
 ) -> Completed:
     """Run a program to its end, as `schemas.ports.Processes.run` says.
+
+    `limits` is by resource of the `resource` module; None leaves one as it is.
 
     Raises:
         InterruptedError: stopping was requested; the whole process group was killed.
@@ -57,8 +59,7 @@ def run_bounded(
         start_new_session=True,
         bufsize=0,
     )
-    if memory is not None:
-        _bound_memory(process.pid, memory)
+    _bound(process.pid, limits)
     with process, selectors.DefaultSelector() as selector:
         try:
             exchange = _Exchange(process, selector, stdin, max_output)
@@ -70,12 +71,14 @@ def run_bounded(
     return Completed(process.returncode, bytes(exchange.stdout), bytes(exchange.stderr))
 
 
-def _bound_memory(pid: int, memory: int) -> None:
-    """Limit what a process may allocate: from outside, for code between fork and exec is not safe beside threads."""
-    with suppress(ProcessLookupError):
-        _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
-        bound = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
-        resource.prlimit(pid, resource.RLIMIT_DATA, (bound, bound))
+def _bound(pid: int, limits: Mapping[int, int | None]) -> None:
+    """Limit a process from outside, for code between fork and exec is not safe beside threads; no core is left."""
+    bounds = {kind: bound for kind, bound in limits.items() if bound is not None}
+    for kind, bound in ({**bounds, resource.RLIMIT_CORE: 0} if bounds else {}).items():
+        with suppress(ProcessLookupError):
+            _, hard = resource.prlimit(pid, kind)
+            least = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+            resource.prlimit(pid, kind, (least, least))
 
 
 class _Exchange:

@@ -76,6 +76,7 @@ class Processes(Protocol):
         cwd: Path | None = None,
         stdin: bytes = b"",
         memory: int | None = None,
+        file_size: int | None = None,
         stop: Stop | None = None,
     ) -> Completed:
         """Run to the end.
@@ -88,6 +89,7 @@ class Processes(Protocol):
             cwd: working directory.
             stdin: bytes given on standard input.
             memory: bytes that each of its processes may allocate (RLIMIT_DATA); None for no bound.
+            file_size: bytes that each of them may make a file grow to (RLIMIT_FSIZE); None for no bound.
             stop: when set, the whole process group is killed; None for what is over soon anyway.
 
         Raises:

@@ -21,7 +21,7 @@ SDKS = {
     "backports": "runtime/models/zstd.py",
     "botocore": "runtime/models/object_store.py",
     "docker": "runtime/backends/docker_api.py",
-    "git": "desired_state/git_fetch.py",
+    "git": "desired_state/git_mirror.py",
     "httptools": "runtime/front/reading.py",
     "huggingface_hub": "runtime/models/hub.py",
     "model_signing": "runtime/models/openssf.py",
@@ -54,7 +54,7 @@ def test_what_programs_need_at_run_time_is_shipped(wheel: list[str]) -> None:
     """Schemas, type markers, and the programs that are started by path."""
     wanted = {f"schemas/published/{file_name(kind)}" for kind in DOCUMENTS}
     wanted |= {f"{package}/py.typed" for package in PACKAGES}
-    wanted |= {"runtime/engines/llamacpp_server.py", "runtime/backends/native_shim.py", "desired_state/git_fetch.py"}
+    wanted |= {"runtime/engines/llamacpp_server.py", "runtime/backends/native_shim.py", "desired_state/git_mirror.py"}
     wanted |= {"runtime/front/program.py"}
     assert wanted <= set(wheel)
 

@@ -12,7 +12,7 @@ import pytest
 
 from desired_state import git_safety
 from desired_state.files import MAX_ENTRIES, FolderFiles
-from desired_state.git_fetch import _MAX_PACKS
+from desired_state.git_mirror import MAX_PACKS
 from schemas.errors import (
     ConfigError,
     LimitExceeded,
@@ -299,7 +299,7 @@ def test_the_mirror_does_not_grow_for_ever(repository: Repository, mirror: Path)
         seen.append(source.fetch(repository.url, "main", mirror))
     dropped, latest = seen
     pack = next(mirror.glob("objects/pack/*.pack"))
-    for number in range(_MAX_PACKS):  # as many fetches would leave
+    for number in range(MAX_PACKS):  # as many fetches would leave
         for suffix in (".pack", ".idx"):
             shutil.copyfile(pack.with_suffix(suffix), pack.with_name(f"pack-{number:040d}{suffix}"))
     repository.write("noise", os.urandom(1000))
@@ -368,13 +368,22 @@ def test_a_dry_run_without_a_mirror_fetches_all(
     assert not mirror.exists()
 
 
-def test_the_fetching_child_is_a_program(repository: Repository, mirror: Path) -> None:
-    """Garbage on its standard input ends it without a trace in the mirror."""
-    done = subprocess.run(
-        [sys.executable, "-m", "desired_state.git_fetch"], input=b"x", capture_output=True, check=False
-    )
-    assert done.returncode != 0
-    assert not mirror.exists()
+@pytest.mark.parametrize("arguments", [[], ["make"], ["remove", "."], ["repack", "nowhere"]])
+def test_the_child_that_tidies_is_a_program(tmp_path: Path, arguments: list[str]) -> None:
+    """What it cannot do ends it with words and a status, and leaves nothing."""
+    command = [sys.executable, "-m", "desired_state.git_mirror", *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path)
+    assert done.returncode in (1, 64)
+    assert done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mirror_that_cannot_be_made_is_no_broken_repository(repository: Repository, tmp_path: Path) -> None:
+    """Where there is no folder to fetch into, the reason says so, and the repository is asked again later."""
+    repository.commit()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SourceUnreachable, match="no mirror could be made"):
+        git_source().fetch(repository.url, "main", tmp_path / "file" / "mirror")
 
 
 # --- reading files ------------------------------------------------------------------------------------------------

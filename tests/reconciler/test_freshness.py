@@ -37,7 +37,7 @@ class Counting:
 
     def run(self, argv: Sequence[str], **named: Any) -> Completed:
         """Run, and remember the verb."""
-        self.started.append("fetch" if "desired_state.git_fetch" in argv else argv[1])
+        self.started.append(next(word for word in argv[1:] if not word.startswith("-")))
         return self._real.run(argv, **named)
 
 
