@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from desired_state import git_mirror
+from desired_state import git_mirror, local_repository
 from desired_state.files import MAX_ENTRIES, check_path
 from desired_state.git_safety import (
     check_address,
@@ -91,9 +91,14 @@ class GitSource:
         self._ports = ports
         self._settings = settings
         self._environment = environment(settings.environment)
+        self._heads: dict[tuple[str, str], tuple[local_repository.Trace, str]] = {}
+        """By repository and branch: the trace that was there when git was asked last, and its answer."""
 
     def head(self, url: str, branch: str) -> str:
-        """The commit at the tip of a branch: one bare `git ls-remote` (4 ms where the repository is local).
+        """The commit at the tip of a branch: one bare `git ls-remote`.
+
+        A local repository that has not moved since it was asked last is not asked again: a daemon looks at it after
+        every change of anything, and a process costs more than the rest of such a look.
 
         Raises:
             SourceUnreachable: the repository does not answer, or has no such branch.
@@ -102,6 +107,16 @@ class GitSource:
         """
         ref = f"refs/heads/{check_branch(branch)}"
         options = transport_options(check_address(url))
+        trace = local_repository.trace(url, branch)  # before the question: what moves meanwhile is asked about again
+        known = self._heads.get((url, branch))
+        if known is not None and trace is not None and known[0] == trace:
+            return known[1]
+        commit = self._ask(url, ref, options)
+        if trace is not None:
+            self._heads[url, branch] = (trace, commit)
+        return commit
+
+    def _ask(self, url: str, ref: str, options: tuple[str, ...]) -> str:
         command = ("ls-remote", "--quiet", *options, "--", url, ref)
         done = self._remote(("git", *command), url, memory=_LIST_MEMORY)
         if done.returncode != 0:
@@ -112,7 +127,7 @@ class GitSource:
             commit, _, name = line.partition("\t")
             if name == ref and _COMMIT.fullmatch(commit):
                 return commit
-        raise SourceUnreachable(f"{scrub(url)} has no branch {branch!r}")
+        raise SourceUnreachable(f"{scrub(url)} has no branch {ref.removeprefix('refs/heads/')!r}")
 
     def fetch(self, url: str, branch: str, into: Path, *, borrow: Path | None = None, ref: str = "") -> str:
         """Bring the tip of a branch, without its history, into a bare repository.

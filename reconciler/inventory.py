@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -121,6 +122,7 @@ def _image(name: str, seen: Observation[str]) -> ImageFacts:
     return ImageFacts(name=name, unknown=_why(seen) if isinstance(seen, Unknown) else "")
 
 
+@lru_cache(maxsize=1024)
 def _stored(digest: str, seen: Observation[ModelSeen]) -> StoredFacts:
     if isinstance(seen, Unknown):
         return StoredFacts(manifest=digest, state="unknown", unknown=_why(seen))

@@ -16,7 +16,7 @@ from schemas.observation import Present, StaleReceipts, Unknown
 from schemas.receipt import ReceiptDocument, ReceiptSubject
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
     from datetime import datetime
 
     from reconciler.target import Choice
@@ -59,7 +59,7 @@ def stale(observed: Observed, choice: Choice, document: SnapshotDocument | None)
         document: the snapshot in force, if any.
     """
     hardware = observed.state.hardware
-    would = _would_serve(choice)
+    would = _would_serve(choice, {receipt.manifest for receipt in observed.memory.receipts})
     running = _running(observed)
     found: dict[str, StaleReceipts] = {}
     kept: set[str] = set()
@@ -97,8 +97,8 @@ def spelled_out(content: str) -> ReceiptSubject | None:
     return ReceiptDocument.model_validate_json(content).subject if content else None
 
 
-def _would_serve(choice: Choice) -> Mapping[str, ServingTarget]:
-    """By manifest: what serves it, or would."""
+def _would_serve(choice: Choice, manifests: Container[str]) -> Mapping[str, ServingTarget]:
+    """By manifest, of those that are asked about: what serves it, or would."""
     if choice.target is None:
         return {}
     runtime = choice.wanted or choice.target
@@ -107,6 +107,7 @@ def _would_serve(choice: Choice) -> Mapping[str, ServingTarget]:
             update={"model": spec.key, "manifest": spec.manifest.digest, "probe": spec.validation.probe}
         )
         for spec in choice.serve
+        if spec.manifest.digest in manifests
     }
     return would | {choice.target.manifest: choice.target}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from reconciler.drift import SPENT
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from reconciler.tempo import Next
     from schemas.errors import ReconcileError
     from schemas.node import NodeConfig
-    from schemas.observation import Instance, Observed, Receipt
+    from schemas.observation import Instance, ModelRecord, Observed, Receipt
     from schemas.plan import Drift, Plan
     from schemas.target import ServingTarget
 
@@ -376,20 +377,32 @@ def _models(finding: Finding, serving: ServingStatus | None) -> tuple[ModelStatu
         for digest, seen in finding.observed.state.models.items()
         if isinstance(seen, Present) and isinstance(seen.value, StoredModel)
     }
+    served = serving.manifest if serving is not None and serving.receipt is not None else ""
     return tuple(
-        ModelStatus(
-            model=record.key,
-            manifest=digest,
-            state=record.state,
-            loaded=serving is not None and serving.manifest == digest and serving.receipt is not None,
+        _model_status(
+            record,
+            loaded=digest == served,
             size=stored[digest].size if digest in stored else record.size,
-            cause=record.cause[:4096],
-            since=record.since.replace(microsecond=0),
             guarded=digest in stored and stored[digest].guarded,
-            failures=record.failures,
-            not_before=record.not_before.replace(microsecond=0) if record.not_before else None,
-            # By the minute: a status that grows by a second at each pass would be written at each pass.
-            unlisted_for=record.unlisted_for // 60 * 60,
         )
         for digest, record in sorted(finding.observed.memory.models.items(), key=lambda item: item[1].key)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _model_status(record: ModelRecord, *, loaded: bool, size: int, guarded: bool) -> ModelStatus:
+    """A daemon says the same of a hundred models at every look: said once, checked once."""
+    return ModelStatus(
+        model=record.key,
+        manifest=record.manifest,
+        state=record.state,
+        loaded=loaded,
+        size=size,
+        cause=record.cause[:4096],
+        since=record.since.replace(microsecond=0),
+        guarded=guarded,
+        failures=record.failures,
+        not_before=record.not_before.replace(microsecond=0) if record.not_before else None,
+        # By the minute: a status that grows by a second at each pass would be written at each pass.
+        unlisted_for=record.unlisted_for // 60 * 60,
     )

@@ -99,7 +99,7 @@ class LlamaCppEngine:
 
         Both are answered by the loop that computes, so that one that hangs does not answer. The metrics count a request
         that has ended; what is under way is seen in its slot: tokens read until the first is written, then those
-        written.
+        written. Where nothing is under way, no slot has anything to say.
 
         Raises:
             EngineUnreachable: it does not answer, or not with numbers.
@@ -107,6 +107,8 @@ class LlamaCppEngine:
         names = ("requests_processing", "requests_deferred", "prompt_tokens_total", "tokens_predicted_total")
         page = connection.read("/metrics", timeout=HEALTH_SECONDS)
         running, waiting, read, written = metrics(page, [f"llamacpp:{name}" for name in names], asked="/metrics")
+        if not running:
+            return Activity(running, waiting, read + written)
         slots = connection.request("GET", "/slots", timeout=HEALTH_SECONDS)
         if not isinstance(slots, list):
             raise EngineUnreachable("/slots answered without a list of slots")

@@ -176,7 +176,11 @@ class Stamps:
                 return False
         if len(found) != len(stamp.files):
             return False
-        return all(file.path in found and file.seen.matches(found[file.path]) for file in stamp.files)
+        for file in stamp.files:  # no generator: a daemon comes here for each model at each look
+            seen = found.get(file.path)
+            if seen is None or not file.seen.matches(seen):
+                return False
+        return True
 
     def changes(self, stamp: Stamp) -> tuple[Difference, ...]:
         """What is different about the files of a model that is not intact, by file."""

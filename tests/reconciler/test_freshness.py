@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from desired_state import local_repository
 from desired_state.git_source import HISTORY
 from reconciler.loop import Reconciler
 from reconciler.source import RepositorySource, current_timestamp, forget_mark
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 TRUST = trust_text(online=(ONLINE,))
 DAY = timedelta(days=1)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look is a question: as for repositories that are not on this machine."""
+    monkeypatch.setattr(local_repository, "trace", lambda *_: None)
 
 
 class Counting:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from reconciler.tempo import Next, Tempo
-from reconciler.triggers import Sights, local_refs, triggers
+from reconciler.triggers import Sights, triggers
 from reconciler.watch import Wake, watch
 from runtime.backends.lock_follower import LockFollower
 from runtime.host import SystemClock, SystemRandomness
@@ -288,15 +288,6 @@ def test_the_end_of_a_process_that_holds_a_lock_wakes(tmp_path: Path) -> None:
         renew()
         assert not wake.seen.is_set()
     assert threading.active_count() == before
-
-
-def test_only_repositories_of_this_machine_are_watched(tmp_path: Path) -> None:
-    """Everything else is polled."""
-    origin = fresh(tmp_path / "origin")
-    assert local_refs(origin.url) == local_refs(str(origin.folder))
-    assert local_refs(origin.url)[0].name == "heads"
-    for url in ("https://example.org/x.git", "ssh://host/x", "git@host:x", f"file://{tmp_path}/none"):
-        assert local_refs(url) == ()
 
 
 def test_the_real_clock_and_chance_fit_the_loop() -> None:
