@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -218,13 +217,13 @@ def _source() -> GitSource:
 def test_poll_noop_ms(tmp_path: Path, figure: Figure) -> None:
     """Asking git whether a branch of 100,000 commits moved, beside the same question about one of one commit.
 
-    By a new source each time: one that has asked a local repository does not ask git again before it moves.
+    Both are packed, so that a look at the branch's file does not tell (`desired_state.local_repository`).
     """
     long, tip = _history(tmp_path / "long.git", COMMITS)
     short, first = _history(tmp_path / "short.git", 1)
-    assert (_source().head(long, "main"), _source().head(short, "main")) == (tip, first)
-    ask = [partial(_source().head, url, "main") for url in (long, short) * 51]
-    pairs = [(_timed(one), _timed(other)) for one, other in zip(ask[::2], ask[1::2], strict=True)]
+    source = _source()
+    assert (source.head(long, "main"), source.head(short, "main")) == (tip, first)
+    pairs = [(_timed(lambda: source.head(long, "main")), _timed(lambda: source.head(short, "main"))) for _ in range(51)]
     ours, theirs = (statistics.median(column) * 1000 for column in zip(*pairs, strict=True))
     figure("poll_noop_ms", ours, "ms", goal="a few ms", peer="a repository of one commit", peer_value=theirs)
 
@@ -246,6 +245,7 @@ def _history(folder: Path, count: int) -> tuple[str, str]:
         ["git", f"--git-dir={folder}", "rev-list", "--count", "main"], check=True, capture_output=True, text=True
     )
     assert int(counted.stdout) == count
+    subprocess.run(["git", f"--git-dir={folder}", "pack-refs", "--all"], check=True)
     return f"file://{folder}", tip
 
 

@@ -91,14 +91,9 @@ class GitSource:
         self._ports = ports
         self._settings = settings
         self._environment = environment(settings.environment)
-        self._heads: dict[tuple[str, str], tuple[local_repository.Trace, str]] = {}
-        """By repository and branch: the trace that was there when git was asked last, and its answer."""
 
     def head(self, url: str, branch: str) -> str:
-        """The commit at the tip of a branch: one bare `git ls-remote`.
-
-        A local repository that has not moved since it was asked last is not asked again: a daemon looks at it after
-        every change of anything, and a process costs more than the rest of such a look.
+        """The commit at the tip of a branch: one bare `git ls-remote`, or a look at a local branch's file.
 
         Raises:
             SourceUnreachable: the repository does not answer, or has no such branch.
@@ -107,14 +102,8 @@ class GitSource:
         """
         ref = f"refs/heads/{check_branch(branch)}"
         options = transport_options(check_address(url))
-        trace = local_repository.trace(url, branch)  # before the question: what moves meanwhile is asked about again
-        known = self._heads.get((url, branch))
-        if known is not None and trace is not None and known[0] == trace:
-            return known[1]
-        commit = self._ask(url, ref, options)
-        if trace is not None:
-            self._heads[url, branch] = (trace, commit)
-        return commit
+        # A daemon looks after every change of anything: a process each time would cost more than the rest of it.
+        return local_repository.tip(url, branch) or self._ask(url, ref, options)
 
     def _ask(self, url: str, ref: str, options: tuple[str, ...]) -> str:
         command = ("ls-remote", "--quiet", *options, "--", url, ref)
@@ -171,8 +160,8 @@ class GitSource:
                 raise _refused(done, url, limit, cut=cut)
         except OSError as error:
             raise SourceUnreachable(f"{scrub(url)}: {scrub(str(error))}") from error
-        named = self._checked((f"--git-dir={into}", "rev-parse", "--verify", f"{name}^{{commit}}"), into)
-        return named.stdout.decode().strip()
+        named = ("rev-parse", "--verify", f"{name}^{{commit}}")
+        return local_repository.own_commit(into / name) or self.objects(into, named).decode().strip()
 
     def _prepare(self, url: str, into: Path, borrow: Path | None) -> None:
         """Make sure that there is a repository to fetch into, which is not larger than it has to be."""

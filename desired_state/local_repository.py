@@ -1,12 +1,11 @@
-"""Repositories on this machine: where their branches leave a trace when they move.
+"""Repositories on this machine, seen without git: where a branch leaves a trace when it moves, and where it stands.
 
-git keeps a branch in a file of its own, or in `packed-refs` (gitrepository-layout(5)). What is laid out otherwise, as
-a linked worktree or with reftables, leaves no trace that is known here, and git is asked.
+git keeps a branch in a file of its own, which it replaces, until it packs it away (gitrepository-layout(5)). Where
+there is no such file, as in a linked worktree, with reftables and after `git pack-refs`, git is asked.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Final
@@ -14,8 +13,6 @@ from typing import Final
 _COMMIT: Final = re.compile(rb"(?:[0-9a-f]{40}|[0-9a-f]{64})\n?")
 _LONGEST: Final = 128
 """Bytes that are read of a branch's file: a commit needs 65."""
-
-Trace = tuple[bytes, tuple[int, ...]]
 
 
 def watched_folders(url: str, branch: str = "") -> tuple[Path, ...]:
@@ -34,28 +31,28 @@ def watched_folders(url: str, branch: str = "") -> tuple[Path, ...]:
     return (own if branch and own.is_dir() else heads, git)
 
 
-def trace(url: str, branch: str) -> Trace | None:
-    """What is different when a branch has moved: three system calls, where asking git is a process.
+def tip(url: str, branch: str) -> str:
+    """The commit that a branch's own file names: a system call or two, where asking git is a process.
 
     Args:
         url: the repository.
         branch: its branch.
 
     Returns:
-        The branch's own file, word for word, and the identity of `packed-refs`; None where neither would tell.
+        Empty where only git can tell: elsewhere, packed, or pointing to another branch.
     """
     git = _git_folder(url)
-    if git is None:
-        return None
+    return own_commit(git / "refs" / "heads" / branch) if git is not None else ""
+
+
+def own_commit(ref: Path) -> str:
+    """The commit that a ref's own file names; empty where it has none, or names something else."""
     try:
-        own = _read(git / "refs" / "heads" / branch)
-        packed = _identity(git / "packed-refs")
+        with ref.open("rb") as file:
+            content = file.read(_LONGEST)
     except OSError:
-        return None
-    if own and not _COMMIT.fullmatch(own):
-        return None  # it points to another one
-    # Where a branch has a file, nothing else counts; without one, the packed ones do.
-    return (own, ()) if own else (b"", packed) if packed else None
+        return ""
+    return content.strip().decode() if _COMMIT.fullmatch(content) else ""
 
 
 def _git_folder(url: str) -> Path | None:
@@ -66,20 +63,3 @@ def _git_folder(url: str) -> Path | None:
     if not git.is_dir():
         git = Path(path)
     return git if (git / "refs" / "heads").is_dir() else None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(_LONGEST)
-    except FileNotFoundError:
-        return b""
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    """A stat: git replaces this file, and never changes it."""
-    try:
-        seen = os.stat(path)  # noqa: PTH116 - at each look
-    except FileNotFoundError:
-        return ()
-    return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("reconcile")
 
-_STEP_MS: Final = 33
+_STEP_MS: Final = 40
 """How often the library looks whether something came, and how long it has to have been quiet then, so that a commit
-waits for 50 ms on average. Each look wakes a processor that sleeps, for some 35 us: 0.1 % of it at this pace, which is
+waits for 60 ms on average. Each look wakes a processor that sleeps, for some 35 us: 0.09 % of it at this pace, which is
 most of what an idle daemon costs."""
 _DEBOUNCE_MS: Final = 50
 """A push touches several files within milliseconds; they are one change. What comes later is another pass."""

@@ -1,4 +1,4 @@
-"""A local repository's branch leaves a trace when it moves: git is asked then, and not otherwise."""
+"""A local repository's branch is looked at where git keeps it: what is seen there is what git would say."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from desired_state.git_source import GitSettings, GitSource
-from desired_state.local_repository import trace, watched_folders
+from desired_state.local_repository import tip, watched_folders
 from runtime.host import host_ports
 from schemas.errors import SourceUnreachable
-from tests.desired_state.conftest import git_source
 from tests.desired_state.network import GIT_ENVIRONMENT, Repository, git
 
 if TYPE_CHECKING:
@@ -48,17 +47,15 @@ def counted() -> tuple[GitSource, Counting]:
     return GitSource(replace(ports, processes=processes), settings), processes
 
 
-def test_what_has_not_moved_is_asked_once(repository: Repository) -> None:
-    """Looking again starts nothing, whether the branch has a file of its own or is packed."""
+def test_a_branch_with_a_file_of_its_own_costs_no_process(repository: Repository) -> None:
+    """Git is asked about one that was packed away, and about one that is not there."""
     source, processes = counted()
     commit = repository.commit()
-    for expected in (1, 1):
-        assert source.head(repository.url, "main") == commit
-        assert processes.count == expected
+    assert source.head(repository.url, "main") == commit
+    assert processes.count == 0
     git(repository.folder, "pack-refs", "--all")
-    for expected in (2, 2):
-        assert source.head(repository.url, "main") == commit
-        assert processes.count == expected
+    assert source.head(repository.url, "main") == commit
+    assert processes.count == 1
     with pytest.raises(SourceUnreachable):
         source.head(repository.url, "other")
 
@@ -78,43 +75,44 @@ MOVES = {
 """What operators and git itself do to a branch. Some are refused at times, which is part of it."""
 
 
-def answer(source: GitSource, url: str) -> str:
-    """What a source says, a refusal included."""
-    try:
-        return source.head(url, "main")
-    except SourceUnreachable as error:
-        return error.reason
+def told(made: Repository) -> str:
+    """What git says of the branch."""
+    listed = git(made.folder, "ls-remote", ".", "refs/heads/main")
+    return listed.partition("\t")[0]
 
 
 @settings(max_examples=12, deadline=None)
 @given(moves=st.lists(st.sampled_from(sorted(MOVES)), min_size=3, max_size=9))
-def test_whatever_is_done_to_a_branch_is_noticed(moves: list[str]) -> None:
-    """The answer of a source that remembers is the answer of one that asks for the first time."""
+def test_whatever_is_done_to_a_branch_git_would_say_the_same(moves: list[str]) -> None:
+    """Where a look gives an answer, it is git's."""
     folder = Path(tempfile.mkdtemp())
     try:
         made = Repository(folder / "network")
         made.commit()
-        remembering = git_source()
         for move in moves:
             with suppress(subprocess.CalledProcessError):  # git refuses what makes no sense here
                 MOVES[move](made)
-            assert answer(remembering, made.url) == answer(git_source(), made.url), move
+            assert tip(made.url, "main") in ("", told(made)), move
     finally:
         shutil.rmtree(folder)
 
 
-def test_what_is_laid_out_otherwise_leaves_no_trace(tmp_path: Path, repository: Repository) -> None:
+def test_what_is_laid_out_otherwise_is_for_git_to_tell(tmp_path: Path, repository: Repository) -> None:
     """A linked worktree, a branch that points to another one, and what is not here are git's to answer for."""
-    repository.commit()
-    assert trace(repository.url, "main") is not None
-    assert trace(repository.url, "none") is None
+    commit = repository.commit()
+    assert tip(repository.url, "main") == commit
+    assert tip(repository.url, "none") == ""
     git(repository.folder, "worktree", "add", "--quiet", str(tmp_path / "linked"))
     git(repository.folder, "symbolic-ref", "refs/heads/alias", "refs/heads/main")
-    assert trace(str(tmp_path / "linked"), "main") is None
-    assert trace(repository.url, "alias") is None
-    assert trace(f"file://{tmp_path}/none", "main") is None
+    assert tip(str(tmp_path / "linked"), "main") == ""
+    assert tip(repository.url, "alias") == ""
+    assert tip(f"file://{tmp_path}/none", "main") == ""
     git(repository.folder, "clone", "--quiet", "--bare", ".", str(tmp_path / "bare.git"))
-    assert trace(str(tmp_path / "bare.git"), "main") is not None
+    bare = tmp_path / "bare.git"
+    assert tip(str(bare), "main") == "", "a clone comes packed"
+    newer = repository.commit()
+    git(repository.folder, "push", "--quiet", str(bare), "main")
+    assert tip(str(bare), "main") == newer
 
 
 def test_only_repositories_of_this_machine_are_watched(repository: Repository, tmp_path: Path) -> None:
@@ -123,4 +121,4 @@ def test_only_repositories_of_this_machine_are_watched(repository: Repository, t
     assert watched_folders(repository.url)[0].name == "heads"
     for url in ("https://example.org/x.git", "ssh://host/x", "git@host:x", f"file://{tmp_path}/none"):
         assert watched_folders(url) == ()
-        assert trace(url, "main") is None
+        assert tip(url, "main") == ""

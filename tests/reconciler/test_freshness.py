@@ -32,7 +32,7 @@ DAY = timedelta(days=1)
 @pytest.fixture(autouse=True)
 def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every look is a question: as for repositories that are not on this machine."""
-    monkeypatch.setattr(local_repository, "trace", lambda *_: None)
+    monkeypatch.setattr(local_repository, "tip", lambda *_: "")
 
 
 class Counting:
