@@ -57,6 +57,8 @@ _REFUSED: Final = ("fsck error", "badTree", "is corrupt", "inconsistent")
 """What git says of objects that it does not take."""
 _WORDS_LIMIT: Final = 2**16
 """Bytes that are read of what git prints about a server: a commit, or why there is none."""
+_WARNINGS_LIMIT: Final = 2**22
+"""The same of a fetch, which warns of each object that it finds odd and takes all the same."""
 _PATHS: Final = 256
 """Paths asked for in one call: at 255 characters each within the bounds of a command line."""
 _LISTING: Final = 2**25
@@ -153,7 +155,7 @@ class GitSource:
             )
             # git hands the bounds on to what it starts: a pack that grows too large, or a bomb that would need too
             # much memory, ends the fetch and nothing else.
-            done = self._remote(command, url, memory=_FETCH_MEMORY, file_size=limit)
+            done = self._remote(command, url, memory=_FETCH_MEMORY, file_size=limit, max_output=_WARNINGS_LIMIT)
             if done.returncode != 0:
                 cut = git_mirror.was_cut(into, limit)
                 git_mirror.drop_leftovers(into)
@@ -282,26 +284,25 @@ class GitSource:
         command: Sequence[str],
         url: str,
         *,
-        stdin: bytes = b"",
         extra: Mapping[str, str] | None = None,
         memory: int | None = None,
         file_size: int | None = None,
+        max_output: int = _WORDS_LIMIT,
     ) -> Completed:
         """Run what talks to somebody else's server, whose lists and words need not end."""
         try:
             return self._run(
                 command,
                 url,
-                stdin=stdin,
                 timeout=self._settings.timeout,
-                max_output=_WORDS_LIMIT,
+                max_output=max_output,
                 extra=extra,
                 memory=memory,
                 file_size=file_size,
             )
         except SourceUnreachable as error:
             if isinstance(error.__cause__, OverflowError):
-                raise LimitExceeded(f"says more than {_WORDS_LIMIT} bytes", file=scrub(url)) from error
+                raise LimitExceeded(f"says more than {max_output} bytes", file=scrub(url)) from error
             raise
 
     def _run(
@@ -309,9 +310,9 @@ class GitSource:
         command: Sequence[str],
         subject: str,
         *,
-        stdin: bytes = b"",
         timeout: float,
         max_output: int,
+        stdin: bytes = b"",
         extra: Mapping[str, str] | None = None,
         memory: int | None = None,
         file_size: int | None = None,

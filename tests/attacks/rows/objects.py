@@ -78,9 +78,9 @@ def huge_tree(scene: Scene) -> None:
     scene.plant(_tree(scene, _entry("40000", b"networks", networks)))
 
 
-@attack("MissingDocument")
+@attack("LimitExceeded")
 def deep_tree(scene: Scene) -> None:
-    """Five thousand folders, one in the other, where the documents should be."""
+    """Five thousand folders, one in the other, of each of which git warns with its whole path."""
     inner = _listed(scene, "networks")
     for _ in range(5000):
         inner = _tree(scene, _entry("40000", b"networks", inner))
