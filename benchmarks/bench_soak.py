@@ -30,8 +30,8 @@ def test_soak_memory_mib_and_the_rest(tmp_path: Path, figure: Figure) -> None:
     with soaking(tmp_path) as node:
         for _ in range(WARM_UP):
             node.swap()
+        before = node.measure()  # first: it waits until the receipts of the last swap are signed
         first = node.cost(LOOKS)
-        before = node.measure()
         for number in range(1, SWAPS + 1):
             node.swap()
             for _ in range(number * PASSES // SWAPS - (number - 1) * PASSES // SWAPS):
@@ -39,8 +39,8 @@ def test_soak_memory_mib_and_the_rest(tmp_path: Path, figure: Figure) -> None:
             if number % max(SWAPS // 10, 1) == 0:
                 done.append(node.measure())
                 print(done[-1], flush=True)
-        last = node.cost(LOOKS)
         after = node.measure()
+        last = node.cost(LOOKS)
     check(before, after)
     more = grown(before, after)
     what = f"over {SWAPS} swaps and {PASSES} passes"
