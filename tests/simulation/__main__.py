@@ -62,8 +62,13 @@ def _many(seeds: range, jobs: int) -> int:
                 sums[name] += getattr(outcome, name)
             if outcome.violations:
                 failed.append(outcome)
+                # At once: a long run that is broken off has told what it found.
+                print(f"seed {outcome.seed}: {outcome.violations[0]}", flush=True)
             if done % 1000 == 0:
-                print(f"{done} schedules, {len(failed)} failed, {done / (time.monotonic() - begun):.0f} a second")
+                print(
+                    f"{done} schedules, {len(failed)} failed, {done / (time.monotonic() - begun):.0f} a second",
+                    flush=True,
+                )
     print(json.dumps({"schedules": done, "failed": len(failed), "seconds": round(time.monotonic() - begun, 1), **sums}))
     failed.sort(key=lambda outcome: int(outcome.seed))
     for outcome in failed[:_SHOWN]:

@@ -16,7 +16,7 @@ from reconciler.verbs import record
 from schemas.control import Left, Rollback
 from schemas.errors import NothingToGoBackTo
 from schemas.observation import Difference, GpuReport, Instance
-from schemas.plan import StopInstance
+from schemas.plan import DownloadModel, StopInstance
 from tests.desired_state.network import signatures
 from tests.simulation.faults import CrashError
 from tests.simulation.network import (
@@ -195,6 +195,9 @@ class Schedule:
         broken = lies or any(room.unavailable or room.bad_starts & {*before} for room in world.rooms.values())
         # Nothing may start where a GPU computes nothing, or has not been given back.
         broken = broken or any(card.fault or card.processes for card in world.machine.read().gpus)
+        # Nor is one whose bytes went bad, and that no source has.
+        failed = [item.action for item in result.outcomes if item.status == "failed"]
+        broken = broken or any(isinstance(action, DownloadModel) and action.model in before for action in failed)
         suspended = world.journal is not None and world.journal.fact("suspended")
         if suspended and gone and not broken and not world.stop.asked and not world.serving():
             world.witness._say("I6", f"{before} served, changes were suspended in the middle, and nothing serves")
