@@ -167,7 +167,9 @@ def _settle(
     draft.actions.extend(clean_up)
     against = _why_not_beside(situation, draft, alive, target)
     beside = bool(alive) and not against
-    before = [*draft.staging, *(action.id for action in clean_up)]
+    # Whatever is stopped, what was withdrawn included, has stopped before anything is started in its place (I3).
+    stopped = [action.id for action in draft.actions if isinstance(action, StopInstance)]
+    before = [*draft.staging, *stopped]
     gpus = allot(target, situation.observed.state.hardware).uuids
     stops: list[StopInstance] = []
     if beside:

@@ -257,6 +257,22 @@ def test_withdrawn_model_stops_at_once_even_while_suspended(suspended: bool) -> 
     assert "poisoned" in made.actions[0].cause
 
 
+def test_nothing_starts_while_what_was_withdrawn_runs() -> None:
+    """Its stop may fail: then there would be two (I3)."""
+    withdrawn = snapshot(
+        models=(model(), model(version="v2")),
+        assignments=(assignment("m:v2"),),
+        withdrawn=({"digest": manifest_digest("m:v1"), "reason": "poisoned"},),
+    )
+    seen = converged()
+    seen = replace(seen, state=replace(seen.state, models=dict((stored("m:v1"), stored("m:v2")))))
+    made = plan(desired(withdrawn), seen, node(), NOW)
+    ends = [action.id for action in made.actions if action.kind == "stop-instance"]
+    start = next(action for action in made.actions if action.kind == "start-instance")
+    assert len(ends) == 1
+    assert set(ends) <= set(start.needs)
+
+
 def test_suspension_holds_changes() -> None:
     """A suspended node changes nothing and says how much waits."""
     made = plan(desired(V2), converged(suspended="maintenance"), node(), NOW)
