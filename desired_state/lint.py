@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from desired_state.freshness import TimestampMark
     from desired_state.trust import TrustState
-    from schemas.snapshot import Selector, SnapshotDocument
+    from schemas.assignments import Selector
+    from schemas.snapshot import SnapshotDocument
 
 SHORTEST: Final = timedelta(days=3)
 """A snapshot that expires sooner stops changes over a long weekend."""

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from desired_state.files import DocumentFiles
-    from schemas.snapshot import FileRef, ModelSpec, SnapshotDocument
+    from schemas.base import FileRef
+    from schemas.snapshot import ModelSpec, SnapshotDocument
 
 MAX_ROTATIONS: Final = 256
 """Trust documents that are read in one look (python-tuf's bound); a node that is further behind looks again."""

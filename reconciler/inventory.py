@@ -61,9 +61,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.desired import Desired
+    from schemas.assignments import Rollout
     from schemas.observation import Observation
     from schemas.plan import Plan
-    from schemas.snapshot import Rollout, SnapshotDocument
+    from schemas.snapshot import SnapshotDocument
     from schemas.status import HardwareStatus, NodeStatus
 
 

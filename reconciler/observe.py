@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from reconciler.kinds.base import Documents
     from runtime.interfaces import Backend, Engine, EnvironmentStore, Front, HardwareProbe, ModelStore
+    from schemas.assignments import Assignment
     from schemas.node import NodeConfig
     from schemas.observation import FrontSeen, Hardware, Instance, Memory, ModelSeen, Observation, StoredEnvironment
-    from schemas.snapshot import Assignment, SnapshotDocument
+    from schemas.snapshot import SnapshotDocument
     from schemas.target import ServingTarget
 
     Judge = Callable[[Backend, Instance, ServingTarget], Instance]

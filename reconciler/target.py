@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.desired import Desired
+    from schemas.assignments import Assignment
     from schemas.node import NodeConfig
     from schemas.observation import Hardware, LastKnownGood, Memory, NativeEngine, Observed
-    from schemas.snapshot import Assignment, EngineName, ModelSpec, RuntimeSpec, SnapshotDocument, SnapshotSpec
+    from schemas.runtimes import EngineName, RuntimeSpec
+    from schemas.snapshot import ModelSpec, SnapshotDocument, SnapshotSpec
     from schemas.target import BackendName
 
 Role = Literal["desired", "last-known-good", "none", "trial"]

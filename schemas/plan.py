@@ -11,6 +11,7 @@ from schemas.base import (
     Digest,
     Document,
     Duration,
+    FileRef,
     Frozen,
     ImageRef,
     ModelKey,
@@ -21,7 +22,7 @@ from schemas.base import (
     Url,
     Version,
 )
-from schemas.snapshot import EngineName, FileRef
+from schemas.runtimes import EngineName
 from schemas.target import BackendName, FrontLimits, ServingTarget
 
 FORMAT_VERSION = "1"

@@ -213,7 +213,7 @@ def _arguments(engine: str, pairs: tuple[str, ...]) -> dict[str, Any]:
     from pydantic import ValidationError
 
     from desired_state.document import parse
-    from schemas.snapshot import LlamaCppArgs, OllamaArgs, OpenAIArgs, VllmArgs
+    from schemas.runtimes import LlamaCppArgs, OllamaArgs, OpenAIArgs, VllmArgs
 
     found: dict[str, Any] = {}
     for pair in pairs:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from desired_state.authoring import Document
     from desired_state.workspace import Workspace
-    from schemas.snapshot import FileRef
+    from schemas.base import FileRef
 
 
 @click.command()

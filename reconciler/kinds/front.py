@@ -13,7 +13,7 @@ from runtime.front.route import Route
 from runtime.interfaces import SOCKET_NAME
 from schemas.observation import Present, Unknown
 from schemas.plan import Action, RouteFront, StartFront, StartInstance, StopInstance, ValidateModel, VerifyModel
-from schemas.snapshot import JobPolicy
+from schemas.policy import JobPolicy
 from schemas.target import FrontLimits
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from reconciler import drift
 from reconciler.kinds.base import Kind, waits
 from reconciler.kinds.runtime import serving_instance
 from reconciler.memory import Change, DropCheck, DropHold, Note, PutModel, VoidReceipts, model_state
+from schemas.base import FileRef
 from schemas.observation import Absent, ArchivedModel, PartialModel, Present, StoredModel, Unknown
 from schemas.plan import Action, DownloadModel, RestoreModel, SetModelState, VerifyModel
-from schemas.snapshot import FileRef
 
 if TYPE_CHECKING:
     from reconciler.kinds.base import Changes, Context, Draft, Situation

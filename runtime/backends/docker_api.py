@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from runtime.interfaces import InstanceSpec, Progress
     from schemas.observation import Observation
     from schemas.ports import Ports, Stop
-    from schemas.snapshot import Mode, Unenforced
+    from schemas.runtimes import Mode, Unenforced
     from schemas.target import BackendName
 
 API_SECONDS: Final = 30

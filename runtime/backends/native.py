@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from runtime.interfaces import InstanceSpec, Progress
     from schemas.observation import Observation
     from schemas.ports import Ports, Stop
-    from schemas.snapshot import Mode, Unenforced
+    from schemas.runtimes import Mode, Unenforced
     from schemas.target import BackendName
 
 

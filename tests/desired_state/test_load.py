@@ -17,6 +17,7 @@ from desired_state.load import (
     load_trust,
     read_bound,
 )
+from schemas.base import FileRef
 from schemas.digests import digest_bytes
 from schemas.errors import (
     DigestMismatch,
@@ -25,7 +26,7 @@ from schemas.errors import (
     MalformedDocument,
     MissingDocument,
 )
-from schemas.snapshot import FileRef, ModelSpec, SnapshotDocument
+from schemas.snapshot import ModelSpec, SnapshotDocument
 from tests.desired_state.network import (
     NETWORK,
     PIECES,

@@ -143,7 +143,7 @@ def gpu(uuid: str = "GPU-1", memory: int = 80 * 2**30) -> Gpu:
 
 def target(key: str = "m:v1", **fields: Any) -> ServingTarget:
     """The target to which the default snapshot resolves on the default node."""
-    from schemas.snapshot import Isolation, LlamaCppArgs, Resources, Timeouts
+    from schemas.runtimes import Isolation, LlamaCppArgs, Resources, Timeouts
 
     name = key.partition(":")[0]
     return ServingTarget.model_validate(
