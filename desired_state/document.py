@@ -26,7 +26,7 @@ from desired_state.tree import (
     parse_json,
 )
 from schemas.base import API_VERSION, WRITTEN
-from schemas.errors import AgentTooOld, DocumentError, MalformedDocument
+from schemas.refusals import AgentTooOld, DocumentError, MalformedDocument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from desired_state import layout
 from desired_state.files import check_path
 from desired_state.git_safety import check_branch
 from desired_state.load import load_locks, load_models, load_probes
-from schemas.errors import LimitExceeded
+from schemas.refusals import LimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

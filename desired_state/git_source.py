@@ -24,7 +24,8 @@ from desired_state.git_safety import (
     transport_options,
 )
 from schemas.digests import digest_text, short
-from schemas.errors import LimitExceeded, MalformedDocument, MissingDocument, ReconcileError, SourceUnreachable
+from schemas.errors import ReconcileError, SourceUnreachable
+from schemas.refusals import LimitExceeded, MalformedDocument, MissingDocument
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

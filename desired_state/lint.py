@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from desired_state.compare import selector_text
 from schemas.base import format_duration, format_time
-from schemas.errors import NotTrusted
+from schemas.refusals import NotTrusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -15,9 +15,9 @@ from desired_state.lockfile import parse_lock
 from desired_state.tally import MAX_SIGNATURES
 from desired_state.trust import TrustLink
 from schemas.digests import digest_bytes, short
-from schemas.errors import DigestMismatch, DocumentError, LimitExceeded, MalformedDocument, MissingDocument
 from schemas.manifest import HASH_SIZE, ManifestDocument
 from schemas.probe import ProbeDocument
+from schemas.refusals import DigestMismatch, DocumentError, LimitExceeded, MalformedDocument, MissingDocument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -2,7 +2,7 @@
 
 Two chains meet here. Trust documents say who may sign; version 1 is pinned by its digest, every later one is signed by
 the thresholds of its predecessor and of itself (The Update Framework, section 5.3). Snapshots are signed by current
-signers, and only ever move forward. Every refusal is a typed error of `schemas.errors`, and its class is its reason.
+signers, and only ever move forward. Every refusal is a typed error of `schemas.refusals`, and its class is its reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from desired_state.snapshot import SEAL, Snapshot
 from desired_state.tally import count, refuse
 from schemas.base import format_time
 from schemas.digests import digest_bytes, short
-from schemas.errors import (
+from schemas.refusals import (
     BrokenChain,
     Equivocation,
     Expired,

@@ -15,7 +15,8 @@ from desired_state.files import FolderFiles, check_path
 from desired_state.git_safety import environment
 from desired_state.git_source import GitSettings, GitSource
 from schemas.digests import digest_bytes
-from schemas.errors import ConfigError, DocumentError, MissingDocument, UsageError
+from schemas.errors import ConfigError, UsageError
+from schemas.refusals import DocumentError, MissingDocument
 from schemas.trust import SignatureFile
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from reconciler.documents import bound_documents
 from reconciler.journal import Accepted, StoredDocument
 from reconciler.verdicts import Refusal, Verdict, basis, begins
 from schemas.digests import digest_bytes
-from schemas.errors import Equivocation, NotTrusted, ReconcileError, SignaturesPending, TrustBroken
+from schemas.errors import ReconcileError
+from schemas.refusals import Equivocation, NotTrusted, SignaturesPending, TrustBroken
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from reconciler.gpus import attributed, judged
 from reconciler.selectors import node_labels
 from reconciler.target import assigned
-from schemas.errors import BackendUnavailable, MissingDocument, ReconcileError
+from schemas.errors import BackendUnavailable, ReconcileError
 from schemas.observation import Absent, ArchivedModel, NodeState, Observed, PartialModel, Present, StoredModel, Unknown
+from schemas.refusals import MissingDocument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

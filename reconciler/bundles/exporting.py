@@ -20,14 +20,9 @@ from runtime.models.capacity import disk_errors, free_bytes
 from runtime.oci import LAYOUT, layout_index, resolve, sha256
 from schemas.bundle import BRANCH, BundledSnapshot, BundleEntry, BundleIndex
 from schemas.digests import digest_bytes
-from schemas.errors import (
-    DigestMismatch,
-    ImageUnavailable,
-    NoSpace,
-    TrustBroken,
-    UsageError,
-)
+from schemas.errors import ImageUnavailable, NoSpace, UsageError
 from schemas.node import SourcePolicy
+from schemas.refusals import DigestMismatch, TrustBroken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

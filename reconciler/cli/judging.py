@@ -22,7 +22,8 @@ from reconciler.cli.operators import (
 )
 from reconciler.cli.options import json_option
 from reconciler.cli.timestamp import seen_timestamp, timestamp_json, timestamp_line
-from schemas.errors import DocumentError, NotTrusted, SignaturesPending, ThresholdNotMet, UsageError
+from schemas.errors import UsageError
+from schemas.refusals import DocumentError, NotTrusted, SignaturesPending, ThresholdNotMet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -286,7 +287,7 @@ def check_files(workspace: Workspace, document: SnapshotDocument) -> int:
         DocumentError: one is missing, is another, or is not what it must be.
     """
     from desired_state.load import load_locks, load_models, load_probes
-    from schemas.errors import DigestMismatch, MissingDocument
+    from schemas.refusals import DigestMismatch, MissingDocument
 
     try:
         models = load_models(workspace.files, document.spec.models)
@@ -324,7 +325,7 @@ def check_network(workspace: Workspace, document: SnapshotDocument) -> None:
     Raises:
         WrongNetwork: it says otherwise.
     """
-    from schemas.errors import WrongNetwork
+    from schemas.refusals import WrongNetwork
 
     if document.metadata.network != workspace.network:
         raise WrongNetwork(

@@ -259,7 +259,7 @@ def why(thing: str, config_file: str | None, as_json: bool) -> None:
 
     Where THING is a reason (`ModelCorrupt`), what it means and what to do about it; that needs no node.
     """
-    from schemas.errors import reasons
+    from schemas.reasons import reasons
 
     if thing in reasons():
         _explain_reason(thing, as_json=as_json)
@@ -284,8 +284,7 @@ def why(thing: str, config_file: str | None, as_json: bool) -> None:
 
 def _explain_reason(reason: str, *, as_json: bool) -> None:
     from reconciler.cli.console import paint, say
-    from schemas.errors import reasons
-    from schemas.reasons import RETRY, meaning
+    from schemas.reasons import RETRY, meaning, reasons
 
     cls = reasons()[reason]
     what, do = meaning(cls)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from reconciler.cli.console import warn
-from schemas.errors import ConfigError, DocumentError, KeyLocked, NotTrusted, TrustBroken, UsageError
+from schemas.errors import ConfigError, KeyLocked, UsageError
+from schemas.refusals import DocumentError, NotTrusted, TrustBroken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -21,7 +21,8 @@ from reconciler.cli.operators import (
     try_trust,
     workspace_options,
 )
-from schemas.errors import DocumentError, MissingDocument, UsageError
+from schemas.errors import UsageError
+from schemas.refusals import DocumentError, MissingDocument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

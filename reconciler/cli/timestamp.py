@@ -20,15 +20,8 @@ from reconciler.cli.operators import (
 )
 from reconciler.cli.options import DurationType, json_option
 from schemas.base import format_time
-from schemas.errors import (
-    ClockBehind,
-    DocumentError,
-    MissingDocument,
-    NotTrusted,
-    RollbackAttack,
-    UnknownSigner,
-    UsageError,
-)
+from schemas.errors import ClockBehind, UsageError
+from schemas.refusals import DocumentError, MissingDocument, NotTrusted, RollbackAttack, UnknownSigner
 
 if TYPE_CHECKING:
     from datetime import datetime

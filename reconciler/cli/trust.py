@@ -25,7 +25,8 @@ from reconciler.cli.operators import (
     write_signature,
 )
 from reconciler.cli.options import DurationType, json_option, yes_option
-from schemas.errors import UnknownSigner, UsageError
+from schemas.errors import UsageError
+from schemas.refusals import UnknownSigner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -317,7 +318,7 @@ def _role(signers: Sequence[str], wanted: int | None, name: str) -> tuple[int, t
 def _check(content: bytes, file: str) -> TrustDocument:
     """What is written must be a trust document, and its thresholds within reach."""
     from desired_state.document import TRUST_LIMIT, load
-    from schemas.errors import MalformedDocument
+    from schemas.refusals import MalformedDocument
     from schemas.trust import TrustDocument
 
     try:

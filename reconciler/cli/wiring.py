@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from schemas.errors import ConfigError, DocumentError
+from schemas.errors import ConfigError
+from schemas.refusals import DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -16,9 +16,9 @@ from ruamel.yaml.error import YAMLError
 
 from desired_state import document, tree
 from schemas.base import MAX_INTEGER, parse_time
-from schemas.errors import AgentTooOld, DocumentError, LimitExceeded, MalformedDocument
 from schemas.node import NodeConfig
 from schemas.probe import ProbeDocument
+from schemas.refusals import AgentTooOld, DocumentError, LimitExceeded, MalformedDocument
 from schemas.snapshot import SnapshotDocument
 from schemas.trust import SignatureFile, TrustDocument
 from tests.desired_state.network import signature_file, snapshot_text, trust_text

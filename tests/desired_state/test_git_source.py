@@ -13,14 +13,8 @@ import pytest
 from desired_state import git_safety
 from desired_state.files import MAX_ENTRIES, FolderFiles
 from desired_state.git_mirror import MAX_PACKS
-from schemas.errors import (
-    ConfigError,
-    LimitExceeded,
-    MalformedDocument,
-    MissingDocument,
-    ReconcileError,
-    SourceUnreachable,
-)
+from schemas.errors import ConfigError, ReconcileError, SourceUnreachable
+from schemas.refusals import LimitExceeded, MalformedDocument, MissingDocument
 from tests.desired_state.conftest import git_source
 from tests.desired_state.network import GIT_ENVIRONMENT, Repository, git
 

@@ -19,13 +19,7 @@ from desired_state.load import (
 )
 from schemas.base import FileRef
 from schemas.digests import digest_bytes
-from schemas.errors import (
-    DigestMismatch,
-    DocumentError,
-    LimitExceeded,
-    MalformedDocument,
-    MissingDocument,
-)
+from schemas.refusals import DigestMismatch, DocumentError, LimitExceeded, MalformedDocument, MissingDocument
 from schemas.snapshot import ModelSpec, SnapshotDocument
 from tests.desired_state.network import (
     NETWORK,

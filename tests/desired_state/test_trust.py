@@ -27,7 +27,8 @@ from desired_state.trust import (
 )
 from desired_state.watermark import Mark
 from schemas.digests import digest_bytes
-from schemas.errors import (
+from schemas.errors import ReconcileError
+from schemas.refusals import (
     BrokenChain,
     Equivocation,
     Expired,
@@ -36,7 +37,6 @@ from schemas.errors import (
     MalformedDocument,
     NotTrusted,
     NotYetValid,
-    ReconcileError,
     RollbackAttack,
     SignaturesPending,
     ThresholdNotMet,

@@ -12,8 +12,8 @@ import click
 import pytest
 
 from reconciler.cli.main import cli
-from schemas.errors import reasons
 from schemas.events import EVENTS
+from schemas.reasons import reasons
 from tests.docs.transcripts import DOCS, mentioned
 
 if TYPE_CHECKING:

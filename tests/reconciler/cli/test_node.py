@@ -17,7 +17,7 @@ from reconciler.journal import Journal
 from reconciler.memory import VoidReceipts
 from reconciler.state_dir import StateDir
 from runtime.host import SystemClock
-from schemas.errors import reasons
+from schemas.reasons import reasons
 from tests.desired_state.network import Repository, snapshot_text
 from tests.reconciler.test_journal import issue
 from tests.reconciler.test_source import fresh, successor
