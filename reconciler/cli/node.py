@@ -74,7 +74,7 @@ def plan(
     if as_json:
         click.echo(made.to_json())
     else:
-        from reconciler.cli.render import plan_text
+        from reconciler.cli.render_plan import plan_text
 
         click.echo(plan_text(made))
         if out is not None:
@@ -180,7 +180,7 @@ def status(config_file: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(seen.to_json())
         return
-    from reconciler.cli.render import status_text
+    from reconciler.cli.render_status import status_text
 
     click.echo(status_text(seen, _now()))
 
@@ -206,7 +206,7 @@ def models(config_file: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"formatVersion": "1", "models": json.loads(seen.to_json())["models"]}))
         return
-    from reconciler.cli.render import models_text
+    from reconciler.cli.render_status import models_text
 
     click.echo(models_text(seen, _now()))
 
@@ -222,7 +222,7 @@ def history(config_file: str | None, as_json: bool, limit: int) -> None:
     if as_json:
         click.echo(json.dumps({"formatVersion": "1", "passes": [_as_json(item) for item in passes]}))
         return
-    from reconciler.cli.render import history_text
+    from reconciler.cli.render_status import history_text
 
     click.echo(history_text(passes, _now()))
 
@@ -234,7 +234,7 @@ def history(config_file: str | None, as_json: bool, limit: int) -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 def events(config_file: str | None, as_json: bool, follow: bool, limit: int) -> None:
     """List what happened, oldest first."""
-    from reconciler.cli.render import event_line
+    from reconciler.cli.render_status import event_line
     from reconciler.watch import Wake
 
     wake = Wake()
@@ -277,7 +277,7 @@ def why(thing: str, config_file: str | None, as_json: bool) -> None:
         }
         click.echo(json.dumps(document))
         return
-    from reconciler.cli.render import why_text
+    from reconciler.cli.render_plan import why_text
 
     click.echo(why_text(steps, held, actions, thing))
 

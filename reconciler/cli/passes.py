@@ -155,7 +155,8 @@ class opened:  # noqa: N801 - reads as the context manager that it is
 
 def report(result: PassResult, *, as_json: bool) -> None:
     """Print how a pass ended."""
-    from reconciler.cli.render import plan_text, summary_text
+    from reconciler.cli.render_plan import plan_text
+    from reconciler.cli.render_status import summary_text
 
     if as_json:
         click.echo(result.status.to_json())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from reconciler import restarts
-from reconciler.cli.render import status_text
+from reconciler.cli.render_status import status_text
 from reconciler.planner import plan
 from schemas.observation import Hold
 from schemas.plan import StopInstance
