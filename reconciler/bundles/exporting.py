@@ -143,7 +143,7 @@ class Exporter:
         metadata = document.metadata
         documents = self._scratch / "documents.bundle"
         message = f"{network}: epoch {metadata.epoch}, sequence {metadata.sequence}"
-        write_bundle(self._git, contents, documents, branch=BRANCH, message=message, now=metadata.issued_at)
+        write_bundle(self._git.calls, contents, documents, branch=BRANCH, message=message, now=metadata.issued_at)
         chosen = [spec for spec in document.spec.models if cargo.models(spec)]
         models = {
             spec.manifest.digest: (spec, Model(loaded.digest, loaded.manifest, loaded.pieces))

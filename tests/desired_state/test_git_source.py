@@ -505,7 +505,7 @@ def test_a_listing_that_is_too_long_is_no_obstacle(
     """Files beside those that are asked for, however many, stand in nobody's way (I11)."""
     contents = many_files(repository)
     repository.commit()
-    monkeypatch.setattr("desired_state.git_source._LISTING", 1000)
+    monkeypatch.setattr("desired_state.git_files._LISTING", 1000)
     files = source.files(repository.folder / ".git", git(repository.folder, "rev-parse", "HEAD"))
     assert files.read_many(dict.fromkeys(contents, 100)) == contents
 
