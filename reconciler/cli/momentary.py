@@ -113,7 +113,7 @@ def _alone(file: Path, folder: Path) -> Path:
 
 def _backend(root: Path, subject: Subject, ports: Ports) -> Backend:
     if subject.image:
-        from runtime.backends.docker_api import ContainerEngine
+        from runtime.backends.containers import ContainerEngine
 
         socket = subject.docker_socket
         return ContainerEngine("docker", socket=socket, network="record", node_id="record", ports=ports)

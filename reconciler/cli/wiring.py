@@ -217,7 +217,7 @@ def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Por
     )
     for name, settings in engines:
         if settings is not None and settings.enabled:
-            from runtime.backends.docker_api import ContainerEngine
+            from runtime.backends.containers import ContainerEngine
 
             backends[name] = ContainerEngine(
                 name,
