@@ -1,4 +1,4 @@
-"""Runs git, and the child that makes mirrors: bounded in time, in what they may say, and in the settings that they see."""
+"""Runs git, and the child that makes mirrors: bounded in time, in words, and in what settings they see."""
 
 from __future__ import annotations
 
@@ -67,7 +67,6 @@ class GitCalls:
         command: Sequence[str],
         url: str,
         *,
-        stdin: bytes = b"",
         extra: Mapping[str, str] | None = None,
         memory: int | None = None,
         file_size: int | None = None,
@@ -83,7 +82,6 @@ class GitCalls:
             return self._run(
                 command,
                 url,
-                stdin=stdin,
                 timeout=self._timeout,
                 max_output=max_output,
                 extra=extra,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from desired_state.files import DocumentFiles
     from reconciler.desired import Desired
-    from reconciler.inventory import Outlook
+    from reconciler.fleet import Outlook
     from schemas.fleet import FleetPlan, NodeOutlook
     from schemas.snapshot import SnapshotDocument
     from schemas.status import NodeStatus
@@ -88,7 +88,7 @@ def plan_fleet(
     """
     from desired_state.load import load_manifests
     from reconciler.desired import Desired
-    from reconciler.inventory import summed
+    from reconciler.fleet import summed
     from schemas.digests import digest_bytes
 
     manifests = load_manifests(files, document.spec.models)
@@ -98,7 +98,7 @@ def plan_fleet(
 
 def _outlooks(desired: Desired, paths: Sequence[Path], now: datetime) -> Iterator[Outlook]:
     """Of each node, in the order of the paths; a large fleet's by as many processes as there are processors."""
-    from reconciler.inventory import outlooks
+    from reconciler.fleet import outlooks
 
     workers = min(len(os.sched_getaffinity(0)), len(paths) // SHARE)
     if workers <= 1:
@@ -122,7 +122,7 @@ def _begin(desired: Desired, now: datetime) -> None:
 
 
 def _planned(paths: Sequence[Path]) -> list[Outlook]:
-    from reconciler.inventory import outlooks
+    from reconciler.fleet import outlooks
 
     desired, now = _JOB[-1]
     return list(outlooks(desired, read_statuses(paths), now))

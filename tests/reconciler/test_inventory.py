@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reconciler.fingerprint import fingerprint
-from reconciler.inventory import facts, fleet, labels_of, restore
+from reconciler.fleet import fleet
+from reconciler.inventory import facts, labels_of, restore
 from reconciler.planner import plan
 from schemas.facts import NodeFacts
 from schemas.manifest import ManifestDocument
