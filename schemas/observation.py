@@ -299,6 +299,16 @@ class NodeState:
     environments: Observation[Mapping[str, StoredEnvironment]] = field(default_factory=Absent)
     """The locked environments that are installed, by their digest; `Absent` where nothing can be installed."""
 
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """What was seen of all backends, in their order; nothing of one that could not be looked at."""
+        return tuple(
+            instance
+            for _, seen in sorted(self.backends.items())
+            if isinstance(seen, Present)
+            for instance in seen.value
+        )
+
 
 # --- what the journal remembers -----------------------------------------------------------------------------------
 

@@ -140,10 +140,9 @@ def _silent(subject: str, done: int, total: int) -> None:
 @json_option
 def apply(file: str, config_file: str | None, as_json: bool) -> None:
     """Carry out a saved plan, if it is still what would be done. A running daemon does so itself."""
-    from reconciler.cli.passes import opened, pass_there, report
-    from reconciler.watch import Wake
+    from reconciler.cli.passes import make_pass
     from schemas.control import Apply
-    from schemas.errors import DaemonUnreachable, StalePlan, StateLocked
+    from schemas.errors import StalePlan
     from schemas.plan import Plan
 
     config = wiring.load_config(wiring.config_path(config_file))
@@ -153,19 +152,8 @@ def apply(file: str, config_file: str | None, as_json: bool) -> None:
         raise StalePlan(f"{file} is not a plan of this version", hint="run `reconcile plan --out FILE`") from error
     if expected.draft:
         raise StalePlan(f"{file} was made from an unsigned working copy: a draft is never applied")
-    wake = Wake()
-    wake.on_signals()
-    state = _state(config)
-    try:
-        with state.lock(), opened(config, wake, as_json=as_json) as reconciler:
-            result = reconciler.sign(reconciler.run_pass(expected=expected), wake)
-    except StateLocked as locked:
-        try:
-            result = pass_there(state, Apply(plan=expected), wake, as_json=as_json)
-        except DaemonUnreachable:
-            raise locked from None
-    report(result, as_json=as_json)
-    sys.exit(result.exit_code)
+    question = Apply(plan=expected)
+    sys.exit(make_pass(config, question, lambda reconciler: reconciler.run_pass(expected=expected), as_json=as_json))
 
 
 # --- looking ------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def diff(situation: Situation, draft: Draft) -> None:
         for name, seen in sorted(situation.observed.state.backends.items())
         if isinstance(seen, Unknown)
     ]
-    instances = _instances(situation)
+    instances = situation.observed.state.instances
     ours = [item for item in instances if item.intent in situation.observed.memory.intents]
     foreign = [item for item in instances if item.intent not in situation.observed.memory.intents]
     keep = serving_instance(situation)
@@ -51,15 +51,6 @@ def diff(situation: Situation, draft: Draft) -> None:
         _settle(situation, draft, ours, keep, situation.choice.target)
 
 
-def _instances(situation: Situation) -> list[Instance]:
-    return [
-        instance
-        for _, seen in sorted(situation.observed.state.backends.items())
-        if isinstance(seen, Present)
-        for instance in seen.value
-    ]
-
-
 def serving_instance(situation: Situation) -> Instance | None:
     """The instance that is what the target says, and whose model has not failed since it was started."""
     target = situation.choice.target
@@ -68,7 +59,7 @@ def serving_instance(situation: Situation) -> Instance | None:
     receipts = {receipt.intent for receipt in situation.observed.memory.receipts}
     fitting = [
         item
-        for item in _instances(situation)
+        for item in situation.observed.state.instances
         if item.backend == target.backend
         and item.spec_digest == target.spec_digest
         and item.status == "running"

@@ -116,11 +116,3 @@ class ContainerSwappingNode(SwappingNode):
             self.backend.remove(instance.name)
         with suppress(docker.errors.DockerException):
             self.backend._api.client.remove_image(self.image, force=True)  # type: ignore[attr-defined]
-
-    def take_apart(self) -> None:
-        """Nothing is left running."""
-        self.keeper.stop()
-        for instance in self.backend.list():
-            self.backend.stop(instance.name, grace=1)
-            self.backend.remove(instance.name)
-        self.journal.close()

@@ -85,11 +85,3 @@ class OpenAINode(SwappingNode):
             assignments=(assignment(key),),
             sequence=self.sequence,
         )
-
-    def take_apart(self) -> None:
-        """Nothing is left running."""
-        self.keeper.stop()
-        for instance in self.backend.list():
-            self.backend.stop(instance.name, grace=1)
-            self.backend.remove(instance.name)
-        self.journal.close()
