@@ -25,24 +25,19 @@ from schemas.facts import (
     StartsFacts,
     StoredFacts,
 )
+from schemas.memory import Hold, LastKnownGood, Memory, ModelRecord, Receipt, Rejection
 from schemas.node import NodeConfig, SourcePolicy, TrustPin
 from schemas.observation import (
     Absent,
     ArchivedModel,
     Hardware,
-    Hold,
     Instance,
-    LastKnownGood,
-    Memory,
-    ModelRecord,
     ModelSeen,
     NativeEngine,
     NodeState,
     Observed,
     PartialModel,
     Present,
-    Receipt,
-    Rejection,
     StoredEnvironment,
     StoredModel,
     Unknown,

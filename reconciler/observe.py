@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from reconciler.kinds.base import Documents
     from runtime.interfaces import Backend, Engine, EnvironmentStore, Front, HardwareProbe, ModelStore
     from schemas.assignments import Assignment
+    from schemas.memory import Memory
     from schemas.node import NodeConfig
-    from schemas.observation import FrontSeen, Hardware, Instance, Memory, ModelSeen, Observation, StoredEnvironment
+    from schemas.observation import FrontSeen, Hardware, Instance, ModelSeen, Observation, StoredEnvironment
     from schemas.snapshot import SnapshotDocument
     from schemas.target import ServingTarget
 

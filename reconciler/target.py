@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from reconciler.desired import Desired
     from schemas.assignments import Assignment
+    from schemas.memory import LastKnownGood, Memory
     from schemas.node import NodeConfig
-    from schemas.observation import Hardware, LastKnownGood, Memory, NativeEngine, Observed
+    from schemas.observation import Hardware, NativeEngine, Observed
     from schemas.runtimes import EngineName, RuntimeSpec
     from schemas.snapshot import ModelSpec, SnapshotDocument, SnapshotSpec
     from schemas.target import BackendName

@@ -14,7 +14,8 @@ from schemas.plan import Action, DownloadModel, RestoreModel, SetModelState, Ver
 
 if TYPE_CHECKING:
     from reconciler.kinds.base import Changes, Context, Draft, Situation
-    from schemas.observation import ModelRecord, ModelSeen, ModelState
+    from schemas.memory import ModelRecord, ModelState
+    from schemas.observation import ModelSeen
     from schemas.snapshot import DesiredModelState, ModelSpec
 
 _DISABLED: Final[dict[DesiredModelState, ModelState]] = {"inactive": "Inactive", "archived": "Archived"}

@@ -11,7 +11,8 @@ from reconciler.kinds.instances import is_serving, perform
 from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW
 from reconciler.overlap import why_not_fitting, why_not_permitted
 from reconciler.target import good_for, has_way_back, withdrawn
-from schemas.observation import Hold, Present, Unknown
+from schemas.memory import Hold
+from schemas.observation import Present, Unknown
 from schemas.plan import CRASH_LOOPING, CreateInstance, MendInstance, StartInstance, StopInstance
 
 if TYPE_CHECKING:

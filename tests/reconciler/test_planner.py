@@ -10,16 +10,8 @@ import pytest
 
 from reconciler.planner import plan
 from schemas.digests import digest_text
-from schemas.observation import (
-    Absent,
-    ArchivedModel,
-    Hold,
-    PartialModel,
-    Present,
-    Rejection,
-    StoredModel,
-    Unknown,
-)
+from schemas.memory import Hold, Rejection
+from schemas.observation import Absent, ArchivedModel, PartialModel, Present, StoredModel, Unknown
 from schemas.plan import Plan
 from tests.support.builders import (
     IMAGE,

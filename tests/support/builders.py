@@ -9,21 +9,9 @@ from typing import Any
 from reconciler.desired import Desired
 from schemas.base import format_time
 from schemas.digests import digest_text
+from schemas.memory import LastKnownGood, Memory, ModelRecord, Receipt
 from schemas.node import NodeConfig
-from schemas.observation import (
-    Gpu,
-    Hardware,
-    Instance,
-    LastKnownGood,
-    Memory,
-    ModelRecord,
-    NativeEngine,
-    NodeState,
-    Observed,
-    Present,
-    Receipt,
-    StoredModel,
-)
+from schemas.observation import Gpu, Hardware, Instance, NativeEngine, NodeState, Observed, Present, StoredModel
 from schemas.snapshot import SnapshotDocument
 from schemas.target import ServingTarget
 
