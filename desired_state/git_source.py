@@ -1,7 +1,7 @@
 """Git as the source: one cheap question per poll, a bounded fetch when something moved, files read from objects.
 
 Nothing is ever checked out, so that no filter, hook, attribute or submodule has a say. What arrives is only bytes;
-whether they are believed is decided in `desired_state.trust`.
+whether they are believed is decided in `desired_state.trust` and `desired_state.acceptance`.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from desired_state.acceptance import accept_snapshot
 from desired_state.git_bundle import collect, write_bundle
 from desired_state.load import load_candidate, load_models
-from desired_state.trust import accept_snapshot, verify_first, walk
+from desired_state.trust import verify_first, walk
 from reconciler.bundles.container import lay_out
 from runtime.archive import BLOCK, header
 from runtime.interfaces import Model

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from reconciler.cli.console import warn
+from reconciler.cli.console import paint, warn
 from schemas.errors import ConfigError, KeyLocked, UsageError
 from schemas.refusals import DocumentError, NotTrusted, TrustBroken
 
@@ -236,6 +236,8 @@ class Missing:
     threshold: int
     open: tuple[str, ...]
     """Signers who have not signed."""
+    not_counted: tuple[str, ...] = ()
+    """What is wrong with files over these bytes that count for nobody."""
 
     @property
     def needed(self) -> int:
@@ -251,7 +253,8 @@ def count_signatures(message: Any, content: bytes, signatures: Sequence[bytes], 
     tally = count(message, digest_bytes(content), signatures, role)
     signed = {signer.lower() for signer in tally.signers}
     still = tuple(signer for signer in role.signers if signer.lower() not in signed)
-    return Missing(what, tally.signers, role.threshold, still)
+    strangers = (f"{signer} signed, and holds no such role" for signer in tally.strangers)
+    return Missing(what, tally.signers, role.threshold, still, (*tally.faults, *strangers))
 
 
 def missing_lines(counts: Sequence[Missing]) -> list[str]:
@@ -260,9 +263,10 @@ def missing_lines(counts: Sequence[Missing]) -> list[str]:
     for one in counts:
         if not one.needed:
             lines.append(f"  {one.what}: {len(one.signed)} of {one.threshold} needed, complete")
-            continue
-        lines.append(f"  {one.what}: {len(one.signed)} of {one.threshold} needed; can still sign:")
-        lines += [f"    {signer}" for signer in one.open]
+        else:
+            lines.append(f"  {one.what}: {len(one.signed)} of {one.threshold} needed; can still sign:")
+            lines += [f"    {signer}" for signer in one.open]
+        lines += [paint(f"    not counted: {fault}", "red") for fault in one.not_counted]
     return lines
 
 
