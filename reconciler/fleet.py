@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from reconciler.inventory import labels_of, restore
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Outlook = tuple[NodeOutlook, Mapping[str, int]]
 """What a node would do, and the bytes that it would fetch by the host that is asked first."""
+_WAITS: Final = "OutsideWindow"
+"""The reason of what waits for a maintenance window."""
 
 
 def fleet(desired: Desired, statuses: Iterable[NodeStatus], now: datetime) -> FleetPlan:
@@ -35,33 +37,45 @@ def fleet(desired: Desired, statuses: Iterable[NodeStatus], now: datetime) -> Fl
 
     Args:
         desired: the snapshot with all its manifests.
-        statuses: what the nodes published; those of other networks are passed over.
+        statuses: what the nodes published. Those of other networks are left out, and of one node all but the newest.
         now: the time at which holds and windows are judged.
     """
     return summed(desired, outlooks(desired, statuses, now), now)
 
 
-def outlooks(desired: Desired, statuses: Iterable[NodeStatus], now: datetime) -> Iterator[Outlook]:
-    """One after the other, what a snapshot would do to each node of its network; arguments as `fleet`."""
-    document = _document(desired)
-    return (_outlook(desired, status, now) for status in statuses if status.network == document.metadata.network)
+def outlooks(desired: Desired, statuses: Iterable[NodeStatus], now: datetime) -> Iterator[Outlook | None]:
+    """One after the other, what a snapshot would do to each node; None for one of another network.
+
+    Arguments as `fleet`.
+    """
+    network = _document(desired).metadata.network
+    return (_outlook(desired, status, now) if status.network == network else None for status in statuses)
 
 
-def summed(desired: Desired, found: Iterable[Outlook], now: datetime) -> FleetPlan:
+def summed(desired: Desired, found: Iterable[Outlook | None], now: datetime) -> FleetPlan:
     """The plan of a fleet, from what its nodes would do.
 
     Args:
         desired: the snapshot with all its manifests.
-        found: of each node, in the order in which they are shown.
+        found: of each document, in the order in which nodes are shown; None for one of another network.
         now: when it was made.
     """
     document = _document(desired)
+    newest: dict[str, Outlook] = {}
+    superseded = elsewhere = 0
+    for one in found:
+        if one is None:
+            elsewhere += 1
+            continue
+        other = newest.get(one[0].node)
+        superseded += other is not None
+        if other is None or _age(one) >= _age(other):
+            newest[one[0].node] = one
     fetch: Counter[str] = Counter()
-    nodes = []
-    for outlook, fetched in found:
-        nodes.append(outlook)
+    for _, fetched in newest.values():
         fetch.update(fetched)
-    known = [outlook.node for outlook in nodes]
+    nodes = [outlook for outlook, _ in newest.values()]
+    known = list(newest)
     return FleetPlan(
         network=document.metadata.network,
         snapshot=desired.digest,
@@ -69,8 +83,15 @@ def summed(desired: Desired, found: Iterable[Outlook], now: datetime) -> FleetPl
         nodes=tuple(nodes),
         fetch_by_host=dict(sorted(fetch.items(), key=lambda item: (-item[1], item[0]))),
         rollouts=tuple(_reach(document, rollout, known) for rollout in _rollouts(document)),
+        superseded=superseded,
+        elsewhere=elsewhere,
         made_at=now.replace(microsecond=0),
     )
+
+
+def _age(one: Outlook) -> float:
+    """Seconds that grow with time: the newest has the most."""
+    return one[0].as_of.timestamp() if one[0].as_of is not None else 0
 
 
 def _document(desired: Desired) -> SnapshotDocument:
@@ -83,10 +104,15 @@ def _outlook(desired: Desired, status: NodeStatus, now: datetime) -> Outlook:
     restored = restore(status)
     serving = status.serving.model if status.serving is not None else None
     if restored is None or desired.document is None:
-        return NodeOutlook(node=status.node, outcome="unknown", before=serving), {}
+        return NodeOutlook(node=status.node, outcome="unknown", as_of=status.updated_at, before=serving), {}
     config, observed = restored
     observed = _for(desired, observed)
     made = plan(desired, observed, config, now)
+    outcome = _outcome(made)
+    waiting = tuple(item for item in made.held if item.reason == _WAITS)
+    if waiting:
+        # A window says when, not what: a review at noon has to show what happens at night.
+        made = plan(desired, observed, config, now, ignore_windows=True)
     fetch: Counter[str] = Counter()
     for action in made.actions:
         if isinstance(action, DownloadModel):
@@ -95,16 +121,18 @@ def _outlook(desired: Desired, status: NodeStatus, now: datetime) -> Outlook:
     match = assigned(desired.document, status.node, labels_of(status))
     outlook = NodeOutlook(
         node=status.node,
-        outcome=_outcome(made),
+        outcome=outcome,
+        as_of=status.updated_at,
         before=serving,
         after=target.model if target is not None else None,
         assignment=desired.document.spec.assignments.index(match) + 1 if match is not None else 0,
+        opens=min((item.until for item in waiting if item.until is not None), default=None),
         actions=len(made.actions),
         fetch=made.cost.fetch,
         disk_free=made.cost.disk_free,
         downtime=made.cost.downtime,
         downtime_ms=made.cost.downtime_ms,
-        held=made.held,
+        held=(*waiting, *made.held),
     )
     return outlook, fetch
 
