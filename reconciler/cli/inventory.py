@@ -230,11 +230,12 @@ def _interruptions(made: FleetPlan) -> str:
 
 
 def _row(node: NodeOutlook) -> tuple[str, ...]:
-    serves = "?" if node.outcome == "unknown" else node.after or "nothing"
+    unknown = node.outcome == "unknown"
+    serves = "?" if unknown else node.after or "nothing"
     return (
         node.node,
         node.outcome,
-        serves if node.before == node.after else f"{node.before or 'nothing'} -> {serves}",
+        serves if node.before == node.after and not unknown else f"{node.before or 'nothing'} -> {serves}",
         size(node.fetch) if node.fetch else "-",
         node.downtime if node.downtime_ms is None else f"{node.downtime}, {duration(node.downtime_ms / 1000)}",
         "; ".join(f"{held.subject}: {held.reason}" for held in node.held) or "-",

@@ -70,6 +70,9 @@ def _stage_model(situation: Situation, draft: Draft, key: str, manifest: FileRef
             sources=sources,
         )
         draft.explain(key, "in cold storage: brought back without a download")
+    elif manifest.digest in situation.choice.unfit:
+        draft.explain(key, "not fetched: this machine cannot run it")
+        return
     else:
         action = _download(situation, key, manifest, sources, value)
     _add_staging(situation, draft, action, key, manifest.digest)
