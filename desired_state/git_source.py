@@ -139,9 +139,7 @@ class GitSource:
             )
             # git hands the bounds on to what it starts: a pack that grows too large, or a bomb that would need too
             # much memory, ends the fetch and nothing else.
-            done = self.calls.remote(
-                command, url, memory=_FETCH_MEMORY, file_size=limit, max_output=_WARNINGS_LIMIT
-            )
+            done = self.calls.remote(command, url, memory=_FETCH_MEMORY, file_size=limit, max_output=_WARNINGS_LIMIT)
             if done.returncode != 0:
                 cut = git_mirror.was_cut(into, limit)
                 git_mirror.drop_leftovers(into)

@@ -245,16 +245,29 @@ class Missing:
         return max(0, self.threshold - len(self.signed))
 
 
-def count_signatures(message: Any, content: bytes, signatures: Sequence[bytes], role: Role, what: str) -> Missing:
-    """Who of a role signed, and who has not."""
+def count_signatures(
+    message: Any, content: bytes, signatures: Sequence[bytes], role: Role, what: str, *, beside: Role | None = None
+) -> Missing:
+    """Who of a role signed, and who has not.
+
+    Args:
+        message: what must have been signed.
+        content: its bytes.
+        signatures: raw signature files.
+        role: whose signatures count.
+        what: what was to be signed, for people.
+        beside: another role whose signers sign the same bytes.
+    """
     from desired_state.tally import count
     from schemas.digests import digest_bytes
 
     tally = count(message, digest_bytes(content), signatures, role)
     signed = {signer.lower() for signer in tally.signers}
     still = tuple(signer for signer in role.signers if signer.lower() not in signed)
-    strangers = (f"{signer} signed, and holds no such role" for signer in tally.strangers)
-    return Missing(what, tally.signers, role.threshold, still, (*tally.faults, *strangers))
+    expected = {signer.lower() for signer in beside.signers} if beside is not None else set()
+    strangers = [signer for signer in tally.strangers if signer.lower() not in expected]
+    not_counted = (*tally.faults, *(f"{signer} signed, and holds no such role" for signer in strangers))
+    return Missing(what, tally.signers, role.threshold, still, not_counted)
 
 
 def missing_lines(counts: Sequence[Missing]) -> list[str]:

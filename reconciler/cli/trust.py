@@ -335,14 +335,17 @@ def _counts(workspace: Workspace, seen: Trust) -> list[Missing]:
     from desired_state.signatures import trust_message
 
     link, message = seen.newest, trust_message(seen.document, seen.newest.content)
-    own = count_signatures(
-        message, link.content, link.signatures, seen.document.spec.roles.root, f"root of version {link.version}"
-    )
     before = _predecessor(workspace, link)
-    if before is None:
-        return [own]
-    name = f"root of version {before.metadata.version}"
-    return [count_signatures(message, link.content, link.signatures, before.spec.roles.root, name), own]
+    roots = {seen.document.metadata.version: seen.document.spec.roles.root}
+    if before is not None:
+        roots = {before.metadata.version: before.spec.roles.root, **roots}
+    return [
+        count_signatures(
+            *(message, link.content, link.signatures, root, f"root of version {version}"),
+            beside=next((other for other in roots.values() if other is not root), None),
+        )
+        for version, root in roots.items()
+    ]
 
 
 def _predecessor(workspace: Workspace, link: TrustLink) -> TrustDocument | None:
