@@ -303,7 +303,7 @@ class Held(Frozen):
     subject: Text
     """What it is about: a model key, an image, `runtime`."""
     reason: Text
-    """Stable CamelCase reason: `Rejected`, `Backoff`, `Suspended`, `OutsideWindow`, `BackendUnavailable`, ..."""
+    """Stable CamelCase reason: `OutsideWindow`, `Suspended`, `CrashLooping`, `BackendUnavailable`, ..."""
     message: Text
     """For people."""
     until: Time | None = None

@@ -248,9 +248,13 @@ def why(thing: str, config_file: str | None, as_json: bool) -> None:
     Where THING is a reason (`ModelCorrupt`), what it means and what to do about it; that needs no node.
     """
     from schemas.reasons import reasons
+    from schemas.states import CONDITIONS, HELD
 
     if thing in reasons():
         _explain_reason(thing, as_json=as_json)
+        return
+    if state := HELD.get(thing) or CONDITIONS.get(thing):
+        click.echo(json.dumps({"formatVersion": "1", "reason": thing, "meaning": state}) if as_json else state)
         return
     made, _ = _make_plan(wiring.load_config(wiring.config_path(config_file)), None)
     steps = [step for step in made.trace if thing in step.subject] if thing else list(made.trace)
