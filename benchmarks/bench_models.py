@@ -24,10 +24,10 @@ from benchmarks import mirror as clients
 from runtime.host import host_ports
 from runtime.models.manifest_builder import build
 from runtime.models.store import DiskModelStore
+from schemas.base import FileRef
 from schemas.manifest import PIECE_SIZE, ManifestDocument, ManifestFile, ManifestMetadata, ManifestSpec
 from schemas.node import SourcePolicy
 from schemas.observation import StoredModel
-from schemas.snapshot import FileRef
 from tests.support.models import gguf
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ import pytest
 from benchmarks.conftest import Figure, environment, paired, run_once
 from benchmarks.nodes import idle_pass_ms
 from benchmarks.scaled import NETWORK, ScaledNode, scaled_node
+from desired_state.acceptance import accept_snapshot
 from desired_state.git_source import GitSettings, GitSource
 from desired_state.load import load_candidate
-from desired_state.trust import accept_snapshot, verify_first, walk
+from desired_state.trust import verify_first, walk
 from desired_state.watermark import Mark
 from reconciler.cli import wiring
 from reconciler.documents import bound_documents

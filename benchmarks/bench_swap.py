@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from demo import RECONCILE
 from model_server import serving
+from telling import RECONCILE
 
 from runtime.engines.llamacpp import PROGRAM
 from tests.support.container_swapping import ContainerSwappingNode

@@ -14,7 +14,7 @@ from runtime.validation.record import answers, honest_run, record
 from runtime.validation.run import validate
 from schemas.errors import EngineUnreachable
 from schemas.probe import ProbeDocument, ProbeMetadata, Provenance
-from schemas.snapshot import LlamaCppArgs
+from schemas.runtimes import LlamaCppArgs
 from tests.contracts.backend_contract import eventually
 from tests.support import builders
 from tests.support.engines import NativeNode

@@ -36,7 +36,7 @@ from runtime.models.pieces import split
 from schemas.base import format_time
 from schemas.digests import PREFIX, digest_bytes, digest_text
 from schemas.manifest import PIECE_SIZE
-from schemas.observation import ModelRecord
+from schemas.memory import ModelRecord
 from schemas.snapshot import SnapshotDocument
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from desired_state.nodes import INDENT, Entry, Node, block, compose, inline, inline_field, is_inline, plain
 from desired_state.paths import Steps, changed, dotted, found, inserted, removed
 from desired_state.tree import SNAPSHOT_LIMIT, parse
-from schemas.errors import ConfigError, MalformedDocument
+from schemas.errors import ConfigError
+from schemas.refusals import MalformedDocument
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

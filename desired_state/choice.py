@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 from desired_state.git_safety import scrub
 from schemas.digests import short
-from schemas.errors import (
-    Equivocation,
-    NotTrusted,
-    ReconcileError,
-    RollbackAttack,
-    SignaturesPending,
-    SourceUnreachable,
-    StaleSource,
-)
+from schemas.errors import ReconcileError, SourceUnreachable
+from schemas.refusals import Equivocation, NotTrusted, RollbackAttack, SignaturesPending, StaleSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,8 +10,9 @@ from schemas.digests import short
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from schemas.assignments import Assignment
     from schemas.base import Frozen
-    from schemas.snapshot import Assignment, ModelSpec, SnapshotDocument
+    from schemas.snapshot import ModelSpec, SnapshotDocument
 
 Sign = Literal["+", "~", "-"]
 _SHOWN: Final = 60

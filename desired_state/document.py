@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,8 +25,19 @@ from desired_state.tree import (
     parse,
     parse_json,
 )
-from schemas.base import API_VERSION, WRITTEN
-from schemas.errors import AgentTooOld, DocumentError, MalformedDocument
+from schemas.base import (
+    API_VERSION,
+    WRITTEN,
+    Address,
+    Digest,
+    ImageRef,
+    ModelKey,
+    Name,
+    Sha256,
+    Url,
+    Version,
+)
+from schemas.refusals import AgentTooOld, DocumentError, MalformedDocument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,13 +194,27 @@ def _age(api_version: str) -> tuple[int, int, int]:
 # --- pydantic's errors --------------------------------------------------------------------------------------------
 
 _MESSAGES: Final = {"missing": "is missing", "extra_forbidden": "is not a known field"}
+_FORMS: Final[dict[str, str]] = {
+    get_args(form)[1].pattern: words
+    for form, words in (
+        (Name, "must be a name: lower-case letters, digits and -, at most 63"),
+        (Version, "must be a version: letters, digits and . _ + -, at most 64, in quotes"),
+        (ModelKey, "must be NAME:VERSION"),
+        (Digest, "must be a digest: blake3: and 64 hexadecimal digits in lower case"),
+        (Sha256, "must be a digest: sha256: and 64 hexadecimal digits in lower case"),
+        (Address, "must be an address: 0x and 40 hexadecimal digits"),
+        (ImageRef, "must be an image by its digest: HOST/NAME@sha256:..., in lower case and without a tag"),
+        (Url, "must be an address: SCHEME://..., without spaces"),
+    )
+}
+"""What a scalar should look like, in words: its pattern is for programs."""
 _SHOWN: Final = 60
 """Characters of a wrong value that are repeated in a message."""
 
 
 def _translated(error: ValidationError, tree: Tree, positions: Positions, file: str) -> DocumentError:
     """The error that stands first in the file, with the number of the others."""
-    problems = error.errors(include_url=False, include_context=False)
+    problems = _causes(error.errors(include_url=False))
     places = [_located(problem["loc"], tree) for problem in problems]
     lines = [positions.line(place) for place in places]
     # On one line the field that is not known comes before the one that is missing: mostly one is the other, mistyped.
@@ -200,11 +225,19 @@ def _translated(error: ValidationError, tree: Tree, positions: Positions, file: 
     return MalformedDocument(message, file=file, line=lines[first], field=dotted(places[first]))
 
 
+def _causes(problems: Sequence[Any]) -> list[Any]:
+    """Without what only follows: a list is too short to pydantic where one of its items is wrong."""
+    places = {problem["loc"][:size] for problem in problems for size in range(len(problem["loc"]))}
+    return [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in places]
+
+
 def _message(problem: Any) -> str:
     kind: str = problem["type"]
     if kind in _MESSAGES:
         return _MESSAGES[kind]
     message: str = problem["msg"].removeprefix("Value error, ")
+    if kind == "string_pattern_mismatch":
+        message = _FORMS.get(problem["ctx"]["pattern"], message)
     value = problem["input"]
     # An address may carry a password.
     if isinstance(value, (str, int, float, bool)) and "://" not in str(value):

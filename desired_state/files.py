@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.base import RelativePath
-from schemas.errors import LimitExceeded, MalformedDocument, MissingDocument
+from schemas.refusals import LimitExceeded, MalformedDocument, MissingDocument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -18,16 +18,8 @@ from desired_state.tally import count, refuse
 from desired_state.trust import CLOCK_SKEW, begins_later, check_network
 from schemas.base import Address, Count, Digest, Frozen, Positive, Time, format_time
 from schemas.digests import digest_bytes, short
-from schemas.errors import (
-    ClockBehind,
-    Equivocation,
-    Expired,
-    FreezeSuspected,
-    ReconcileError,
-    RollbackAttack,
-    TrustBroken,
-    UnknownSigner,
-)
+from schemas.errors import ClockBehind, ReconcileError
+from schemas.refusals import Equivocation, Expired, FreezeSuspected, RollbackAttack, TrustBroken, UnknownSigner
 from schemas.timestamp import TimestampDocument
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from desired_state import layout
 from desired_state.files import check_path
 from desired_state.git_safety import check_branch
 from desired_state.load import load_locks, load_models, load_probes
-from schemas.errors import LimitExceeded
+from schemas.refusals import LimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from desired_state.files import DocumentFiles
-    from desired_state.git_source import GitSource
+    from desired_state.git_calls import GitCalls
     from schemas.snapshot import SnapshotDocument
 
 _FILE_LIMIT: Final = reader.SNAPSHOT_LIMIT
@@ -71,12 +71,12 @@ def collect(files: DocumentFiles, network: str, document: SnapshotDocument, *, l
 
 
 def write_bundle(
-    source: GitSource, contents: Mapping[str, bytes], target: Path, *, branch: str, message: str, now: datetime
+    calls: GitCalls, contents: Mapping[str, bytes], target: Path, *, branch: str, message: str, now: datetime
 ) -> str:
     """Write documents as a git bundle of one commit.
 
     Args:
-        source: the way to git.
+        calls: the way to git.
         contents: by path.
         target: the file; a repository is made, and left, beside it.
         branch: the branch that the bundle has.
@@ -91,10 +91,10 @@ def write_bundle(
     """
     repository = target.with_name(f"{target.name}.git")
     ref = f"refs/heads/{check_branch(branch)}"
-    source.objects(repository, ("init", "--quiet", "--bare", "--template="))
-    source.objects(repository, ("fast-import", "--quiet", "--done"), stdin=_stream(contents, ref, message, now))
-    source.objects(repository, ("bundle", "create", "--quiet", "--version=2", str(target), ref))
-    return source.objects(repository, ("rev-parse", "--verify", ref), max_output=_OUTPUT).decode().strip()
+    calls.objects(repository, ("init", "--quiet", "--bare", "--template="))
+    calls.objects(repository, ("fast-import", "--quiet", "--done"), stdin=_stream(contents, ref, message, now))
+    calls.objects(repository, ("bundle", "create", "--quiet", "--version=2", str(target), ref))
+    return calls.objects(repository, ("rev-parse", "--verify", ref), max_output=_OUTPUT).decode().strip()
 
 
 def _stream(contents: Mapping[str, bytes], ref: str, message: str, now: datetime) -> bytes:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from desired_state.tree import parse_json
-from schemas.errors import ConfigError, DocumentError, KeyLocked
+from schemas.errors import ConfigError, KeyLocked
+from schemas.refusals import DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

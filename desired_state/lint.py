@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from desired_state.compare import selector_text
 from schemas.base import format_duration, format_time
-from schemas.errors import NotTrusted
+from schemas.refusals import NotTrusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from desired_state.freshness import TimestampMark
     from desired_state.trust import TrustState
-    from schemas.snapshot import Selector, SnapshotDocument
+    from schemas.assignments import Selector
+    from schemas.snapshot import SnapshotDocument
 
 SHORTEST: Final = timedelta(days=3)
 """A snapshot that expires sooner stops changes over a long weekend."""
@@ -167,6 +169,14 @@ def _runtimes(document: SnapshotDocument) -> Iterator[Finding]:
             yield Finding("warning", "WeakIsolation", f"{where}.isolation", text)
 
 
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a folder of zones, or far too long
+        return False
+    return True
+
+
 def _is_url(source: str) -> bool:
     return not source.startswith("hf://")  # where @ begins a revision
 
@@ -233,6 +243,11 @@ def _inventory(document: SnapshotDocument, around: Surroundings) -> Iterator[Fin
 
 def _policy(document: SnapshotDocument) -> Iterator[Finding]:
     policy = document.spec.policy
+    for name, windows in (("stage", policy.windows.stage), ("swap", policy.windows.swap)):
+        for index, window in enumerate(windows):
+            if not _is_zone(window.zone):
+                text = f"no clock knows the zone {window.zone!r}: this window never opens"
+                yield Finding("error", "UnknownZone", f"spec.policy.windows.{name}[{index}].zone", text)
     if policy.gc.allow_empty:
         text = "an empty model list would remove every model from every node"
         yield Finding("warning", "EmptyAllowed", "spec.policy.gc.allowEmpty", text)

@@ -15,15 +15,16 @@ from desired_state.lockfile import parse_lock
 from desired_state.tally import MAX_SIGNATURES
 from desired_state.trust import TrustLink
 from schemas.digests import digest_bytes, short
-from schemas.errors import DigestMismatch, DocumentError, LimitExceeded, MalformedDocument, MissingDocument
 from schemas.manifest import HASH_SIZE, ManifestDocument
 from schemas.probe import ProbeDocument
+from schemas.refusals import DigestMismatch, DocumentError, LimitExceeded, MalformedDocument, MissingDocument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from desired_state.files import DocumentFiles
-    from schemas.snapshot import FileRef, ModelSpec, SnapshotDocument
+    from schemas.base import FileRef
+    from schemas.snapshot import ModelSpec, SnapshotDocument
 
 MAX_ROTATIONS: Final = 256
 """Trust documents that are read in one look (python-tuf's bound); a node that is further behind looks again."""

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from schemas.errors import LimitExceeded, MalformedDocument
+from schemas.refusals import LimitExceeded, MalformedDocument
 
 MAX_REQUIREMENTS: Final = 2_000
 """Ten times what vLLM with everything around it needs."""

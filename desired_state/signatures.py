@@ -21,7 +21,7 @@ from eth_utils.address import is_checksum_address, to_checksum_address
 from eth_utils.crypto import keccak
 
 from schemas.digests import PREFIX, digest_bytes
-from schemas.errors import InvalidSignature
+from schemas.refusals import InvalidSignature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from schemas.snapshot import SnapshotDocument
 
 SEAL: Final = object()
-"""Without it no `Snapshot` can be made. Only `desired_state.trust` may name it: a test looks for others."""
+"""Without it no `Snapshot` can be made. Only `desired_state.acceptance` may name it: a test looks for others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A snapshot that was verified (I1). Only `desired_state.trust.accept_snapshot` makes one.
+    """A snapshot that was verified (I1). Only `desired_state.acceptance.accept_snapshot` makes one.
 
     Raises:
         TypeError: it was made by anything else.

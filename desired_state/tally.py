@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from desired_state import document as reader
-from schemas.errors import (
+from schemas.refusals import (
     AgentTooOld,
     DocumentError,
     InvalidSignature,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from desired_state.signatures import TypedData
-    from schemas.errors import NotTrusted
+    from schemas.refusals import NotTrusted
     from schemas.trust import Role
 
 MAX_SIGNATURES: Final = 256

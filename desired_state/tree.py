@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 import yaml
 
 from schemas.base import MAX_INTEGER
-from schemas.errors import ConfigError, LimitExceeded, MalformedDocument
+from schemas.errors import ConfigError
+from schemas.refusals import LimitExceeded, MalformedDocument
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from desired_state import document
 from schemas.base import Count, Digest, Frozen, Positive
-from schemas.errors import DocumentError, MarkLost, StateCorrupt
+from schemas.errors import StateCorrupt
+from schemas.refusals import DocumentError, MarkLost
 
 if TYPE_CHECKING:
     from pathlib import Path

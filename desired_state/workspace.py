@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Final
 from desired_state import layout
 from desired_state.document import SIGNATURE_LIMIT, SNAPSHOT_LIMIT, load_json
 from desired_state.files import FolderFiles, check_path
+from desired_state.git_calls import GitCalls
+from desired_state.git_files import CommitFiles
 from desired_state.git_safety import environment
-from desired_state.git_source import GitSettings, GitSource
 from schemas.digests import digest_bytes
-from schemas.errors import ConfigError, DocumentError, MissingDocument, UsageError
+from schemas.errors import ConfigError, UsageError
+from schemas.refusals import DocumentError, MissingDocument
 from schemas.trust import SignatureFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from desired_state.git_source import CommitFiles
     from schemas.ports import Ports
 
 _GIT_TIMEOUT: Final = 30.0
@@ -194,8 +195,7 @@ class Workspace:
             raise UsageError(f"{revision!r} is not a revision of {self.root}")
         tree = self._ask("rev-parse", "--verify", f"{revision}:./")[1].decode().strip()
         folder = self._ask("rev-parse", "--absolute-git-dir")[1].decode().strip()
-        settings = GitSettings(timeout=_GIT_TIMEOUT, max_bytes=0, environment=self._env)
-        return GitSource(self._ports, settings).files(Path(folder), tree)
+        return CommitFiles(GitCalls(self._ports, timeout=_GIT_TIMEOUT, settings=self._env), Path(folder), tree)
 
     def committed(self, path: str, *, limit: int = SNAPSHOT_LIMIT) -> bytes | None:
         """A file's bytes in the last commit; None outside git, before the first commit, or where it was not there."""

@@ -1,4 +1,4 @@
-"""Pages of the site that are made from the code while it is built: documents, events, metrics, invariants.
+"""Pages of the site that are made from the code while it is built: documents, conditions, events, metrics, invariants.
 
 They are not kept in the repository, where they would be stale the moment after.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from reconciler.telemetry.metrics import Metrics
 from schemas.events import EVENTS
 from schemas.publish import DOCUMENTS, file_name, published
+from schemas.states import CONDITIONS, HELD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ def write() -> None:
     """Write what has changed; a page that is the same is left alone, so that a second build is quick."""
     pages = {
         "reference/documents.md": documents,
+        "reference/conditions.md": conditions,
         "reference/events.md": events,
         "reference/metrics.md": metrics,
         "explanation/invariants.md": invariants,
@@ -90,6 +92,33 @@ def _type(field: Mapping[str, Any], linked: Mapping[str, str]) -> str:
     else:
         text = str(field.get("type", "any"))
     return text
+
+
+# --- conditions ---------------------------------------------------------------------------------------------------
+
+
+def conditions() -> str:
+    """What conditions and held changes say."""
+    lines = [
+        "# Conditions, and what is held back",
+        "",
+        "What `reconcile status` and `reconcile plan` give as the reason of a condition, and of a change that is due",
+        "and not made now. Beside these, every [reason](reasons.md) of an error occurs in both places.",
+        "`reconcile why REASON` says the same.",
+        "",
+        "## Held back",
+        "",
+        "| Reason | |",
+        "|---|---|",
+        *(f"| `{name}` | {meaning} |" for name, meaning in HELD.items()),
+        "",
+        "## Conditions",
+        "",
+        "| Reason | |",
+        "|---|---|",
+        *(f"| `{name}` | {meaning} |" for name, meaning in CONDITIONS.items()),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 # --- events -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from reconciler.chain import written
 from schemas.digests import digest_text
-from schemas.errors import InvalidSignature
 from schemas.receipt import (
     AuditFinding,
     AuditReport,
@@ -22,6 +21,7 @@ from schemas.receipt import (
     ReceiptDocument,
     StandingReceipt,
 )
+from schemas.refusals import InvalidSignature
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

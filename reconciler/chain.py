@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from schemas.base import API_VERSION
 from schemas.digests import digest_text
-from schemas.observation import Receipt
+from schemas.memory import Receipt
 from schemas.receipt import ReceiptDocument, ReceiptSubject
 
 if TYPE_CHECKING:

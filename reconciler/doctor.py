@@ -288,7 +288,7 @@ def _container_engine(patient: Patient, name: str, settings: ContainerBackend) -
 
 def _contained(patient: Patient, name: str) -> Iterator[Check]:
     """What it means that the agent is a container of the engine itself; nothing where it is none."""
-    from runtime.backends.docker_api import ContainerEngine  # noqa: PLC0415 - an SDK, needed only where it is used
+    from runtime.backends.containers import ContainerEngine  # noqa: PLC0415 - an SDK, needed only where it is used
 
     backend = patient.backends[name]
     if not isinstance(backend, ContainerEngine) or backend.containment() is None:

@@ -8,7 +8,7 @@ from desired_state.document import SNAPSHOT_LIMIT, load
 from desired_state.load import load_locks, load_models, parse_manifest, parse_probe, read_probes
 from reconciler.journal import StoredDocument
 from runtime.interfaces import Model
-from schemas.errors import MissingDocument
+from schemas.refusals import MissingDocument
 from schemas.snapshot import SnapshotDocument
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.executor import execute
 from reconciler.fingerprint import fingerprint
-from schemas.observation import Present
 from schemas.plan import Plan, StopInstance
 
 if TYPE_CHECKING:
@@ -39,9 +38,7 @@ def stop_instances(node: Node, reporter: Reporter) -> list[ReconcileError]:
             spec_digest=item.spec_digest,
             drain=drain if item.status == "running" else 0,
         )
-        for _, seen in sorted(observed.state.backends.items())
-        if isinstance(seen, Present)
-        for item in seen.value
+        for item in observed.state.instances
         if item.intent in observed.memory.intents
     )
     if not actions:

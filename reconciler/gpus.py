@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from schemas.observation import Gpu, GpuProcess
-from schemas.snapshot import VllmArgs
+from schemas.runtimes import VllmArgs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from schemas.observation import Hardware, Instance
-    from schemas.snapshot import ModelRequirements, RuntimeSpec
+    from schemas.runtimes import RuntimeSpec
+    from schemas.snapshot import ModelRequirements
     from schemas.status import GpuStatus
     from schemas.target import ServingTarget
 

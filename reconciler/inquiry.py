@@ -9,17 +9,19 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from desired_state.acceptance import accept_snapshot
 from desired_state.choice import RepositoryResult, beside, choose, lagging
 from desired_state.freshness import accept_timestamp, clock_behind, counted, doubt, newest
 from desired_state.git_source import GitSettings, GitSource
 from desired_state.load import load_candidate
-from desired_state.trust import accept_snapshot, verify_first, walk
+from desired_state.trust import verify_first, walk
 from desired_state.watermark import Mark
 from reconciler.documents import bound_documents
 from reconciler.journal import Accepted, StoredDocument
 from reconciler.verdicts import Refusal, Verdict, basis, begins
 from schemas.digests import digest_bytes
-from schemas.errors import Equivocation, NotTrusted, ReconcileError, SignaturesPending, TrustBroken
+from schemas.errors import ReconcileError
+from schemas.refusals import Equivocation, NotTrusted, SignaturesPending, TrustBroken
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

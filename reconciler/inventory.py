@@ -1,4 +1,4 @@
-"""Plans for nodes that are somewhere else, made from what they publish about themselves. Pure.
+"""What nodes publish about themselves, so that plans for them can be made somewhere else. Pure.
 
 `facts` goes into a node's status; `restore` makes the planner's arguments of it again, so that the plan made from a
 status is the one that the node itself would make. A fingerprint that survives the way says so in the tests.
@@ -6,17 +6,11 @@ status is the one that the node itself would make. A fingerprint that survives t
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 from reconciler.gpus import told
-from reconciler.planner import plan
-from reconciler.selectors import inside, node_labels, wave_of
-from reconciler.target import assigned, choose
+from reconciler.selectors import node_labels
 from schemas.facts import (
     BackendFacts,
     EngineFacts,
@@ -31,39 +25,29 @@ from schemas.facts import (
     StartsFacts,
     StoredFacts,
 )
-from schemas.fleet import FleetPlan, NodeOutlook, RolloutReach, WaveReach
+from schemas.memory import Hold, LastKnownGood, Memory, ModelRecord, Receipt, Rejection
 from schemas.node import NodeConfig, SourcePolicy, TrustPin
 from schemas.observation import (
     Absent,
     ArchivedModel,
     Hardware,
-    Hold,
     Instance,
-    LastKnownGood,
-    Memory,
-    ModelRecord,
     ModelSeen,
     NativeEngine,
     NodeState,
     Observed,
     PartialModel,
     Present,
-    Receipt,
-    Rejection,
     StoredEnvironment,
     StoredModel,
     Unknown,
 )
-from schemas.plan import DownloadModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from reconciler.desired import Desired
     from schemas.observation import Observation
-    from schemas.plan import Plan
-    from schemas.snapshot import Rollout, SnapshotDocument
     from schemas.status import HardwareStatus, NodeStatus
 
 
@@ -315,137 +299,4 @@ def _memory(status: NodeStatus, seen: NodeFacts) -> Memory:
         downtimes=seen.downtimes,
         applied=seen.applied,
         suspended=seen.suspended,
-    )
-
-
-Outlook = tuple[NodeOutlook, Mapping[str, int]]
-"""What a node would do, and the bytes that it would fetch by the host that is asked first."""
-
-
-# --- many of them -------------------------------------------------------------------------------------------------
-
-
-def fleet(desired: Desired, statuses: Iterable[NodeStatus], now: datetime) -> FleetPlan:
-    """What a snapshot would do to every node of an inventory.
-
-    Args:
-        desired: the snapshot with all its manifests.
-        statuses: what the nodes published; those of other networks are passed over.
-        now: the time at which holds and windows are judged.
-    """
-    return summed(desired, outlooks(desired, statuses, now), now)
-
-
-def outlooks(desired: Desired, statuses: Iterable[NodeStatus], now: datetime) -> Iterator[Outlook]:
-    """One after the other, what a snapshot would do to each node of its network; arguments as `fleet`."""
-    document = _document(desired)
-    return (_outlook(desired, status, now) for status in statuses if status.network == document.metadata.network)
-
-
-def summed(desired: Desired, found: Iterable[Outlook], now: datetime) -> FleetPlan:
-    """The plan of a fleet, from what its nodes would do.
-
-    Args:
-        desired: the snapshot with all its manifests.
-        found: of each node, in the order in which they are shown.
-        now: when it was made.
-    """
-    document = _document(desired)
-    fetch: Counter[str] = Counter()
-    nodes = []
-    for outlook, fetched in found:
-        nodes.append(outlook)
-        fetch.update(fetched)
-    known = [outlook.node for outlook in nodes]
-    return FleetPlan(
-        network=document.metadata.network,
-        snapshot=desired.digest,
-        sequence=document.metadata.sequence,
-        nodes=tuple(nodes),
-        fetch_by_host=dict(sorted(fetch.items(), key=lambda item: (-item[1], item[0]))),
-        rollouts=tuple(_reach(document, rollout, known) for rollout in _rollouts(document)),
-        made_at=_second(now),
-    )
-
-
-def _document(desired: Desired) -> SnapshotDocument:
-    if desired.document is None:
-        raise ValueError("a fleet is planned for a snapshot")
-    return desired.document
-
-
-def _outlook(desired: Desired, status: NodeStatus, now: datetime) -> Outlook:
-    restored = restore(status)
-    serving = status.serving.model if status.serving is not None else None
-    if restored is None or desired.document is None:
-        return NodeOutlook(node=status.node, outcome="unknown", before=serving), {}
-    config, observed = restored
-    observed = _for(desired, observed)
-    made = plan(desired, observed, config, now)
-    fetch: Counter[str] = Counter()
-    for action in made.actions:
-        if isinstance(action, DownloadModel):
-            fetch[_host(action)] += action.to_fetch
-    target = choose(desired, observed, config, now).target
-    match = assigned(desired.document, status.node, labels_of(status))
-    outlook = NodeOutlook(
-        node=status.node,
-        outcome=_outcome(made),
-        before=serving,
-        after=target.model if target is not None else None,
-        assignment=desired.document.spec.assignments.index(match) + 1 if match is not None else 0,
-        actions=len(made.actions),
-        fetch=made.cost.fetch,
-        disk_free=made.cost.disk_free,
-        downtime=made.cost.downtime,
-        downtime_ms=made.cost.downtime_ms,
-        held=made.held,
-    )
-    return outlook, fetch
-
-
-def _for(desired: Desired, observed: Observed) -> Observed:
-    """With what is known about the models of this snapshot: bytes that are left to fetch of partial ones."""
-    missing = {
-        digest: manifest.size - seen.value.verified_bytes
-        for digest, manifest in desired.manifests.items()
-        if isinstance(seen := observed.state.models.get(digest), Present) and isinstance(seen.value, PartialModel)
-    }
-    document = desired.document
-    memory = observed.memory
-    if document is not None and document.spec.retry:
-        kept = {subject: item for subject, item in memory.rejections.items() if subject not in document.spec.retry}
-        memory = replace(memory, rejections=kept)
-    return replace(observed, state=replace(observed.state, missing=missing), memory=memory)
-
-
-def _outcome(made: Plan) -> Literal["changes", "held", "unchanged"]:
-    if made.actions:
-        return "changes"
-    return "held" if made.held else "unchanged"
-
-
-def _host(action: DownloadModel) -> str:
-    if not action.sources:
-        return "no source"
-    address = urlsplit(action.sources[0])
-    return address.hostname or address.scheme
-
-
-def _rollouts(document: SnapshotDocument) -> Iterator[Rollout]:
-    seen = set()
-    for assignment in document.spec.assignments:
-        if assignment.rollout is not None and assignment.rollout not in seen:
-            seen.add(assignment.rollout)
-            yield assignment.rollout
-
-
-def _reach(document: SnapshotDocument, rollout: Rollout, nodes: Sequence[str]) -> RolloutReach:
-    waves = Counter(wave_of(document.spec, rollout, node) for node in nodes)
-    return RolloutReach(
-        key=rollout.key,
-        share=document.spec.share(rollout),
-        reached=sum(inside(document.spec, rollout, node) for node in nodes),
-        nodes=len(nodes),
-        waves=tuple(WaveReach(wave=wave.name, nodes=waves[wave.name]) for wave in document.spec.waves),
     )

@@ -24,8 +24,9 @@ from reconciler.suspension import until_it_serves
 from reconciler.target import choose
 from reconciler.tempo import Next, retests
 from reconciler.tracing import NO_TRACES, TracedActions
-from schemas.errors import MissingDocument, StalePlan, of_disk
+from schemas.errors import StalePlan, of_disk
 from schemas.observation import Present, StoredModel, Unknown
+from schemas.refusals import MissingDocument
 from schemas.status import ReceiptsStatus
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal
 
 from schemas.errors import EngineUnreachable, NoSpace, ReconcileError, ValidationFailed
-from schemas.observation import Hold, LastKnownGood, ModelRecord, Rejection
+from schemas.memory import Hold, LastKnownGood, ModelRecord, Rejection
 from schemas.plan import (
     ArchiveModel,
     CreateInstance,
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from schemas.observation import Hardware, Memory, ModelState
+    from schemas.memory import Memory, ModelState
+    from schemas.observation import Hardware
     from schemas.plan import Action
     from schemas.target import ServingTarget
 

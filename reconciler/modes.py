@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from schemas.node import NodeConfig
-    from schemas.snapshot import Mode, Policy, RuntimeSpec
+    from schemas.policy import Policy
+    from schemas.runtimes import Mode, RuntimeSpec
     from schemas.target import BackendName
 
 

@@ -14,7 +14,8 @@ from reconciler.observe import observe
 from reconciler.proof import current
 from reconciler.target import choose
 from runtime.interfaces import SOCKET_NAME
-from schemas.errors import EngineUnreachable, MissingDocument
+from schemas.errors import EngineUnreachable
+from schemas.refusals import MissingDocument
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

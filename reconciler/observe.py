@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 from reconciler.gpus import attributed, judged
 from reconciler.selectors import node_labels
 from reconciler.target import assigned
-from schemas.errors import BackendUnavailable, MissingDocument, ReconcileError
+from schemas.errors import BackendUnavailable, ReconcileError
 from schemas.observation import Absent, ArchivedModel, NodeState, Observed, PartialModel, Present, StoredModel, Unknown
+from schemas.refusals import MissingDocument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from reconciler.kinds.base import Documents
     from runtime.interfaces import Backend, Engine, EnvironmentStore, Front, HardwareProbe, ModelStore
+    from schemas.assignments import Assignment
+    from schemas.memory import Memory
     from schemas.node import NodeConfig
-    from schemas.observation import FrontSeen, Hardware, Instance, Memory, ModelSeen, Observation, StoredEnvironment
-    from schemas.snapshot import Assignment, SnapshotDocument
+    from schemas.observation import FrontSeen, Hardware, Instance, ModelSeen, Observation, StoredEnvironment
+    from schemas.snapshot import SnapshotDocument
     from schemas.target import ServingTarget
 
     Judge = Callable[[Backend, Instance, ServingTarget], Instance]

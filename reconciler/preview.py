@@ -14,8 +14,8 @@ from reconciler.journal import StoredDocument
 from reconciler.source import current_mark, current_timestamp, current_trust, known_verdicts, with_imported
 from reconciler.state_dir import StateDir
 from schemas.digests import digest_bytes
-from schemas.errors import NotTrusted, ReconcileError, SignaturesPending, WrongNetwork
 from schemas.plan import Explanation, Notice
+from schemas.refusals import NotTrusted, SignaturesPending, WrongNetwork
 from schemas.snapshot import SnapshotDocument
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from desired_state.files import DocumentFiles
     from reconciler.journal import Journal
+    from schemas.errors import ReconcileError
     from schemas.node import NodeConfig
     from schemas.plan import Plan
     from schemas.ports import Ports

@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from schemas.digests import digest_text
-from schemas.observation import Present, StaleReceipts, Unknown
+from schemas.memory import StaleReceipts
+from schemas.observation import Present, Unknown
 from schemas.receipt import ReceiptDocument, ReceiptSubject
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.target import Choice
-    from schemas.observation import Hardware, ModelState, Observed, Receipt
+    from schemas.memory import ModelState, Receipt
+    from schemas.observation import Hardware, Observed
     from schemas.snapshot import SnapshotDocument
     from schemas.target import ServingTarget
 

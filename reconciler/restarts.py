@@ -15,14 +15,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from reconciler.memory import BACKOFF_LAST, DropHold, Note, PutHold, Reject
-from schemas.observation import Hold, Rejection
+from schemas.memory import Hold, Rejection
 from schemas.plan import CRASH_LOOPING, RESTARTING
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.memory import Change
-    from schemas.observation import Hardware, Instance, Memory
+    from schemas.memory import Memory
+    from schemas.observation import Hardware, Instance
     from schemas.plan import StopInstance
 
 FIRST: Final = timedelta(seconds=10)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.desired import Desired
+    from schemas.memory import LastKnownGood
     from schemas.node import NodeConfig
-    from schemas.observation import LastKnownGood, Observed
+    from schemas.observation import Observed
     from schemas.target import ServingTarget
 
 REASON: Final = "RolledBackByHand"

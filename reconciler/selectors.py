@@ -12,8 +12,9 @@ from schemas.digests import digest_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from schemas.assignments import LabelExpression, Rollout, Selector
     from schemas.observation import Hardware, NativeEngine
-    from schemas.snapshot import LabelExpression, Rollout, Selector, SnapshotSpec
+    from schemas.snapshot import SnapshotSpec
 
 _FACTS_PREFIX: Final = "fact/"
 _NO_LABEL: Final = re.compile(r"[^A-Za-z0-9._/-]+")

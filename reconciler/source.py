@@ -18,17 +18,9 @@ from reconciler.memory import Note
 from reconciler.published import read_status
 from reconciler.status import SourceReport
 from schemas.digests import short
-from schemas.errors import (
-    ClockBehind,
-    FreezeSuspected,
-    MarkLost,
-    NotTrusted,
-    ReconcileError,
-    SignaturesPending,
-    SourceUnreachable,
-    StaleSource,
-)
+from schemas.errors import ClockBehind, ReconcileError, SourceUnreachable
 from schemas.node import Repository
+from schemas.refusals import FreezeSuspected, MarkLost, NotTrusted, SignaturesPending, StaleSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from reconciler.journal import Accepted
     from reconciler.tempo import Next
     from schemas.errors import ReconcileError
+    from schemas.memory import ModelRecord, Receipt
     from schemas.node import NodeConfig
-    from schemas.observation import Instance, ModelRecord, Observed, Receipt
+    from schemas.observation import Instance, Observed
     from schemas.plan import Drift, Plan
     from schemas.target import ServingTarget
 

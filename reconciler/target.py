@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
-from reconciler.gpus import allot, driver_shortcoming
+from reconciler.fitting import misfit
+from reconciler.gpus import allot
 from reconciler.modes import choose_mode
 from reconciler.selectors import inside, matches, node_labels, wave_of
 from schemas.observation import Present, StoredModel
@@ -23,18 +22,16 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.desired import Desired
+    from schemas.assignments import Assignment
+    from schemas.memory import LastKnownGood, Memory
     from schemas.node import NodeConfig
-    from schemas.observation import Hardware, LastKnownGood, Memory, NativeEngine, Observed
-    from schemas.snapshot import Assignment, EngineName, ModelSpec, RuntimeSpec, SnapshotDocument, SnapshotSpec
+    from schemas.observation import Hardware, NativeEngine, Observed
+    from schemas.runtimes import RuntimeSpec
+    from schemas.snapshot import ModelSpec, SnapshotDocument, SnapshotSpec
     from schemas.target import BackendName
 
 Role = Literal["desired", "last-known-good", "none", "trial"]
 """`trial`: something else is served for as long as its first validation takes."""
-
-TASKS: Final[Mapping[EngineName, frozenset[str]]] = MappingProxyType(
-    dict.fromkeys(("llamacpp", "vllm", "ollama", "openai"), frozenset({"chat", "completion", "json", "tools"}))
-)
-"""What each engine is good for as this agent starts it: all generate text, none is started for anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +48,8 @@ class Choice:
     trace: tuple[Explanation, ...]
     assigned: bool
     """Whether an assignment of the snapshot matches this node."""
+    unfit: frozenset[str] = frozenset()
+    """Manifests of those in `serve` that this machine can never run: they are not fetched."""
 
 
 class _NotPossibleError(Exception):
@@ -81,18 +80,35 @@ def choose(desired: Desired, observed: Observed, node: NodeConfig, now: datetime
         held = Held(subject="runtime", reason="NoAssignment", message="no assignment of the snapshot matches this node")
         return _fall_back(desired.document, observed, None, (), (held,), trace, assigned=False)
     serve = _served(desired.document, assignment)
+    choice = _follow(desired.document, assignment, serve, observed, node, now, trace)
+    runtime = _runtime(desired.document, assignment)
+    unfit = (spec.manifest.digest for spec in serve if misfit(runtime, spec, state.hardware))
+    return replace(choice, unfit=choice.unfit.union(unfit))
+
+
+def _follow(
+    document: SnapshotDocument,
+    assignment: Assignment,
+    serve: tuple[ModelSpec, ...],
+    observed: Observed,
+    node: NodeConfig,
+    now: datetime | None,
+    trace: list[Explanation],
+) -> Choice:
+    """The snapshot's wish, or what is served instead of it, for an assignment that matches."""
     try:
-        wanted = _resolve(desired.document, assignment, serve[0], observed, node, trace)
+        wanted = _resolve(document, assignment, serve[0], observed, node, trace)
     except _NotPossibleError as impossible:
         held = Held(subject=serve[0].key, reason=impossible.reason, message=impossible.message)
-        return _fall_back(desired.document, observed, None, serve, (held,), trace, assigned=True)
-    refused = refusal(desired.document, wanted, observed) or _untold(wanted, observed, now)
+        return _fall_back(document, observed, None, serve, (held,), trace, assigned=True)
+    refused = refusal(document, wanted, observed) or _untold(wanted, observed, now)
     if refused is not None:
-        return _fall_back(desired.document, observed, wanted, serve, (refused,), trace, assigned=True)
-    lacking = allot(wanted, state.hardware)
+        return _fall_back(document, observed, wanted, serve, (refused,), trace, assigned=True)
+    lacking = allot(wanted, observed.state.hardware)
     if lacking.reason == "Incompatible":
         held = Held(subject=serve[0].key, reason=lacking.reason, message=lacking.message)
-        return _fall_back(desired.document, observed, None, serve, (held,), trace, assigned=True)
+        instead = _fall_back(document, observed, None, serve, (held,), trace, assigned=True)
+        return replace(instead, unfit=frozenset({wanted.manifest}))
     trace.append(_step("runtime", f"the snapshot's wish is followed: {wanted.model} on {wanted.engine}"))
     return Choice(wanted, "desired", wanted, serve, (), tuple(trace), assigned=True)
 
@@ -147,6 +163,10 @@ def _served(document: SnapshotDocument, assignment: Assignment) -> tuple[ModelSp
     return tuple(models[key] for key in assignment.serve)
 
 
+def _runtime(document: SnapshotDocument, assignment: Assignment) -> RuntimeSpec:
+    return next(runtime for runtime in document.spec.runtimes if runtime.name == assignment.runtime)
+
+
 def _resolve(
     document: SnapshotDocument,
     assignment: Assignment,
@@ -155,10 +175,10 @@ def _resolve(
     node: NodeConfig,
     trace: list[Explanation],
 ) -> ServingTarget:
-    runtime = next(runtime for runtime in document.spec.runtimes if runtime.name == assignment.runtime)
+    runtime = _runtime(document, assignment)
     hardware = observed.state.hardware
-    _require_fit(runtime, model, hardware)
-    _require_driver(runtime, model, hardware)
+    if lacking := misfit(runtime, model, hardware):
+        raise _NotPossibleError("Incompatible", lacking)
     choice = choose_mode(runtime, document.spec.policy, node, _backends(observed))
     trace.append(_step("mode", choice.reason))
     if choice.mode is None or choice.backend is None:
@@ -201,44 +221,6 @@ def _backends(observed: Observed) -> Sequence[BackendName]:
     return tuple(name for name in order if name in observed.state.backends)
 
 
-def _require_fit(runtime: RuntimeSpec, model: ModelSpec, hardware: Hardware) -> None:
-    if model.requires.engines and not any(_engine_fits(bound, runtime) for bound in model.requires.engines):
-        wanted = " or ".join(model.requires.engines)
-        raise _NotPossibleError("Incompatible", f"{model.key} needs {wanted}, not {runtime.engine} {runtime.version}")
-    tasks = TASKS[runtime.engine]
-    if runtime.engine == "vllm" and runtime.engine_args.tool_call_parser is None:
-        # It answers 400 to whoever wants a function called (vLLM 0.32, `online_renderer.py`).
-        tasks -= {"tools"}
-    missing = [task for task in model.requires.tasks if task not in tasks]
-    if missing:
-        served = ", ".join(sorted(tasks))
-        how = " (tools: with engineArgs.toolCallParser)" if "tools" in missing and runtime.engine == "vllm" else ""
-        raise _NotPossibleError(
-            "Incompatible", f"{model.key} is for {', '.join(missing)}; {runtime.engine} serves {served} here{how}"
-        )
-    needed = model.requires.memory
-    if needed > hardware.memory:
-        raise _NotPossibleError(
-            "Incompatible", f"{model.key} needs {needed} bytes of memory, the machine has {hardware.memory}"
-        )
-    if runtime.resources.gpus > len(hardware.gpus):
-        why = f": {hardware.gpu_trouble}" if hardware.gpu_trouble else ""
-        raise _NotPossibleError(
-            "Incompatible",
-            f"{runtime.name} needs {runtime.resources.gpus} GPUs, the machine has {len(hardware.gpus)}{why}",
-        )
-    if model.requires.gpu_memory and not runtime.resources.gpus:
-        raise _NotPossibleError(
-            "Incompatible", f"{model.key} needs {model.requires.gpu_memory} bytes of GPU memory, {runtime.name} no GPU"
-        )
-
-
-def _require_driver(runtime: RuntimeSpec, model: ModelSpec, hardware: Hardware) -> None:
-    lacking = driver_shortcoming(runtime, model.requires, hardware)
-    if lacking:
-        raise _NotPossibleError("Incompatible", f"{model.key} {lacking}")
-
-
 def _require_isolation(runtime: RuntimeSpec, backend: BackendName, observed: Observed, node: NodeConfig) -> None:
     """Anything weaker than full isolation is allowed by snapshot and by the node's owner, or refused (I10)."""
     settings = {"docker": node.backends.docker, "podman": node.backends.podman, "native": node.backends.native}
@@ -254,19 +236,6 @@ def _require_isolation(runtime: RuntimeSpec, backend: BackendName, observed: Obs
             f"{backend} cannot enforce {', '.join(refused)} on this machine, and snapshot (isolation.allowUnenforced) "
             f"and node (backends.{backend}.allowUnenforced) do not both allow that",
         )
-
-
-def _engine_fits(bound: str, runtime: RuntimeSpec) -> bool:
-    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415 - 16 ms, for models with a bound
-    from packaging.version import InvalidVersion, Version  # noqa: PLC0415 - as above
-
-    name = re.match(r"[a-z]*", bound).group()  # type: ignore[union-attr]
-    if name != runtime.engine:
-        return False
-    try:
-        return Version(runtime.version) in SpecifierSet(bound[len(name) :], prereleases=True)
-    except (InvalidSpecifier, InvalidVersion):
-        return False
 
 
 def _image(runtime: RuntimeSpec, hardware: Hardware) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.memory import AskCheck, Note, Reject
 from reconciler.rollback import REASON
 from schemas.control import Resume, Retry, Rollback, Suspend, Verify
-from schemas.observation import Rejection
+from schemas.memory import Rejection
 
 if TYPE_CHECKING:
     from datetime import datetime

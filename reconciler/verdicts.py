@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from schemas.base import Digest, Frozen, Text, Time
 from schemas.digests import digest_text
-from schemas.errors import NotTrusted, NotYetValid, ReconcileError, reasons
+from schemas.reasons import reasons
+from schemas.refusals import NotTrusted, NotYetValid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from desired_state.freshness import TimestampMark
     from desired_state.trust import TrustState
     from desired_state.watermark import Mark
+    from schemas.errors import ReconcileError
     from schemas.node import NodeConfig
 
 _LONGEST: Final = 4096

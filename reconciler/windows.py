@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from schemas.snapshot import Window
+    from schemas.policy import Window
 
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _HORIZON_DAYS: Final = 8

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 from pydantic import Field, StringConstraints, model_validator
 
 from schemas.base import Frozen, Name, Size, Text
-from schemas.snapshot import Window
+from schemas.policy import Window
 
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4095)]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]

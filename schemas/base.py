@@ -271,3 +271,12 @@ Time = Annotated[
     PlainSerializer(format_time, return_type=str),
     WithJsonSchema({"type": "string", "pattern": _TIME_PATTERN, "examples": ["2026-01-31T12:00:00Z"]}),
 ]
+
+
+class FileRef(Frozen):
+    """A file of the network's repository, bound by the digest of its exact bytes."""
+
+    path: RelativePath
+    """Path from the repository's root."""
+    digest: Digest
+    """BLAKE3 of the file's bytes."""

@@ -1,6 +1,6 @@
 """What a node's events mean: `reconcile events` prints them, and the reference page is made of this table.
 
-Beside these, every reason of `schemas.errors` occurs as a warning.
+Beside these, every reason (`schemas.reasons`) occurs as a warning.
 """
 
 from __future__ import annotations

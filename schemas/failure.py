@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from schemas import errors
 from schemas.base import Frozen, Text
 from schemas.errors import ReconcileError, StateCorrupt
+from schemas.reasons import reasons
 
 
 class Failure(Frozen):
@@ -24,7 +24,5 @@ def failure_of(error: Exception) -> Failure:
 
 def error_of(failure: Failure) -> ReconcileError:
     """The error that the other process met, of its own class: reason and exit code stay."""
-    kind = getattr(errors, failure.reason, None)
-    if not (isinstance(kind, type) and issubclass(kind, ReconcileError)):
-        kind = StateCorrupt
+    kind = reasons().get(failure.reason, StateCorrupt)
     return kind(failure.message, hint=failure.hint)

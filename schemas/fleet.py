@@ -14,13 +14,17 @@ class NodeOutlook(Frozen):
     node: Text
     """Node id."""
     outcome: Literal["changes", "held", "unchanged", "unknown"]
-    """`unknown`: its agent is too old to publish what a plan needs."""
+    """`held`: nothing happens now. `unknown`: its agent is too old to publish what a plan needs."""
+    as_of: Time | None = None
+    """When the node published what this was made from."""
     before: ModelKey | None = None
     """What it serves now."""
     after: ModelKey | None = None
     """What it would serve."""
     assignment: Count = 0
     """Number of the assignment that selects it, from 1; 0 for none."""
+    opens: Time | None = None
+    """When the maintenance window opens that something waits for. What follows is told as it will be then."""
     actions: Count = 0
     fetch: Size = 0
     """Bytes to fetch; files that it shares with other versions are counted in full."""
@@ -66,4 +70,8 @@ class FleetPlan(Document):
     fetch_by_host: dict[str, Size]
     """Bytes by the host that is asked first."""
     rollouts: tuple[RolloutReach, ...] = ()
+    superseded: Count = 0
+    """Documents that were left out, because another is the same node's, and newer."""
+    elsewhere: Count = 0
+    """Documents that were left out, because they are of nodes of other networks."""
     made_at: Time

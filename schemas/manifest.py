@@ -6,8 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from schemas.base import Count, Digest, Document, Frozen, Name, RelativePath, Sha256, Version
-from schemas.snapshot import FileRef
+from schemas.base import Count, Digest, Document, FileRef, Frozen, Name, RelativePath, Sha256, Version
 
 PIECE_SIZE: Final = 16 * 2**20
 """Bytes of one verified piece: large enough that a request's latency is noise, small enough to refetch."""

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from schemas.access import AbsolutePath, SecretRef, SourceAccess
 from schemas.base import Digest, Document, Duration, Frozen, Label, Name, Percent, Positive, Size, Text, Url
-from schemas.snapshot import Mode, Unenforced
+from schemas.runtimes import Mode, Unenforced
 
 User = Annotated[str, StringConstraints(pattern=r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,10})$")]
 """A user or group of this machine."""

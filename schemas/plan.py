@@ -11,6 +11,7 @@ from schemas.base import (
     Digest,
     Document,
     Duration,
+    FileRef,
     Frozen,
     ImageRef,
     ModelKey,
@@ -21,7 +22,7 @@ from schemas.base import (
     Url,
     Version,
 )
-from schemas.snapshot import EngineName, FileRef
+from schemas.runtimes import EngineName
 from schemas.target import BackendName, FrontLimits, ServingTarget
 
 FORMAT_VERSION = "1"
@@ -302,7 +303,7 @@ class Held(Frozen):
     subject: Text
     """What it is about: a model key, an image, `runtime`."""
     reason: Text
-    """Stable CamelCase reason: `Rejected`, `Backoff`, `Suspended`, `OutsideWindow`, `BackendUnavailable`, ..."""
+    """Stable CamelCase reason: `OutsideWindow`, `Suspended`, `CrashLooping`, `BackendUnavailable`, ..."""
     message: Text
     """For people."""
     until: Time | None = None

@@ -1,4 +1,4 @@
-"""Publishes what every reason means and what to do about it, from the classes: `python -m schemas.reasons`."""
+"""Every reason by its name; publishes what each means and what to do about it: `python -m schemas.reasons`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from schemas.errors import NotTrusted, Operational, ReconcileError, Terminal, Transient, reasons
+from schemas import errors, refusals
+from schemas.errors import Operational, ReconcileError, Terminal, Transient
+from schemas.refusals import NotTrusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +18,7 @@ PAGE: Final = Path(__file__).parent.parent / "docs" / "reference" / "reasons.md"
 """Where the page lies in the project's repository; it is not part of the distribution."""
 
 _DO: Final = "Do:"
+_ROOMS: Final = (errors.__name__, refusals.__name__)
 _GROUPS: Final[tuple[tuple[type[ReconcileError], str], ...]] = (
     (NotTrusted, "Desired state that is not trusted"),
     (Transient, "What passes by itself"),
@@ -33,12 +36,30 @@ _INTRODUCTION: Final = """\
 
 Every refusal and failure carries one of these names: on the command line (`error: NAME: ...`), in the conditions of
 `reconcile status`, in `reconcile events`, and as `reason` in every JSON document. Names are stable; the sentences after
-them are not. This page is made from [`schemas/errors.py`](../../schemas/errors.py) by `make docs`.
+them are not. This page is made from [`schemas/errors.py`](../../schemas/errors.py) and
+[`schemas/refusals.py`](../../schemas/refusals.py) by `make docs`.
 
 The exit code is that of a command whose outcome is this reason. As a remark beside something that is well (a lagging
 mirror beside a good one, a snapshot that nears its end) a reason changes no exit code, and what serves goes on
 whichever of them it is: only `Withdrawn` stops anything.
 """
+
+
+def reasons() -> dict[str, type[ReconcileError]]:
+    """Every reason that can be given, by name, in the order of the page. Groups such as `NotTrusted` are none."""
+    found: dict[str, type[ReconcileError]] = {}
+
+    def collect(cls: type[ReconcileError]) -> None:
+        # Whoever derives errors of their own elsewhere adds no reason.
+        below = [item for item in cls.__subclasses__() if item.__module__ in _ROOMS]
+        if not below:
+            found[cls.__name__] = cls
+        for item in below:
+            collect(item)
+
+    for group, _ in _GROUPS:
+        collect(group)
+    return found
 
 
 def meaning(cls: type[ReconcileError]) -> tuple[str, str]:

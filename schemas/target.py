@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from schemas.base import Digest, Duration, Frozen, ImageRef, Least, ModelKey, Name, Positive, Size, Version
+from schemas.base import Digest, Duration, FileRef, Frozen, ImageRef, Least, ModelKey, Name, Positive, Size, Version
 from schemas.digests import digest_text
-from schemas.snapshot import (
+from schemas.runtimes import (
     EngineName,
-    FileRef,
     Isolation,
     LlamaCppArgs,
     Mode,

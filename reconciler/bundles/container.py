@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from runtime.archive import BLOCK, END, Span, header, padding
 from schemas.bundle import INDEX_NAME, BundleIndex
 from schemas.digests import Hasher
-from schemas.errors import AgentTooOld, DigestMismatch, LimitExceeded, MalformedDocument, MissingDocument
+from schemas.refusals import AgentTooOld, DigestMismatch, LimitExceeded, MalformedDocument, MissingDocument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,9 +10,10 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from desired_state.acceptance import accept_snapshot
 from desired_state.git_bundle import collect, write_bundle
 from desired_state.load import load_candidate, load_models
-from desired_state.trust import accept_snapshot, verify_first, walk
+from desired_state.trust import verify_first, walk
 from reconciler.bundles.container import lay_out
 from runtime.archive import BLOCK, header
 from runtime.interfaces import Model
@@ -20,14 +21,9 @@ from runtime.models.capacity import disk_errors, free_bytes
 from runtime.oci import LAYOUT, layout_index, resolve, sha256
 from schemas.bundle import BRANCH, BundledSnapshot, BundleEntry, BundleIndex
 from schemas.digests import digest_bytes
-from schemas.errors import (
-    DigestMismatch,
-    ImageUnavailable,
-    NoSpace,
-    TrustBroken,
-    UsageError,
-)
+from schemas.errors import ImageUnavailable, NoSpace, UsageError
 from schemas.node import SourcePolicy
+from schemas.refusals import DigestMismatch, TrustBroken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -148,7 +144,7 @@ class Exporter:
         metadata = document.metadata
         documents = self._scratch / "documents.bundle"
         message = f"{network}: epoch {metadata.epoch}, sequence {metadata.sequence}"
-        write_bundle(self._git, contents, documents, branch=BRANCH, message=message, now=metadata.issued_at)
+        write_bundle(self._git.calls, contents, documents, branch=BRANCH, message=message, now=metadata.issued_at)
         chosen = [spec for spec in document.spec.models if cargo.models(spec)]
         models = {
             spec.manifest.digest: (spec, Model(loaded.digest, loaded.manifest, loaded.pieces))

@@ -23,9 +23,10 @@ from runtime.models.spans import SpanSource
 from runtime.oci import MANIFEST_LIMIT, load_archive, resolve
 from schemas.base import Frozen
 from schemas.bundle import BRANCH
-from schemas.errors import BackendUnavailable, ImageUnavailable, ReconcileError, StaleSource, WrongNetwork
+from schemas.errors import BackendUnavailable, ImageUnavailable, ReconcileError
 from schemas.node import Repository
 from schemas.observation import Present, StoredModel, Unknown
+from schemas.refusals import StaleSource, WrongNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

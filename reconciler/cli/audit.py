@@ -13,7 +13,8 @@ import click
 from reconciler.cli import wiring
 from reconciler.cli.console import paint, plural, relative_time, table
 from reconciler.cli.node import config_option, json_option
-from schemas.errors import ConfigError, KeyLocked, LimitExceeded, MalformedDocument, UsageError
+from schemas.errors import ConfigError, KeyLocked, UsageError
+from schemas.refusals import LimitExceeded, MalformedDocument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -244,7 +244,7 @@ def file_refs(tree: Any, path: Steps = ()) -> Iterator[tuple[Steps, str, str]]:
 def _meant(document: Document, where: Steps, text: str) -> Any:
     """What VALUE means: YAML, unless only its text fits the field (a version of 0.32, a name of digits)."""
     from desired_state.document import parse
-    from schemas.errors import MalformedDocument
+    from schemas.refusals import MalformedDocument
 
     try:
         tree, _ = parse(f"value: {text}\n".encode(), file="VALUE")

@@ -130,7 +130,7 @@ def _trust(given: dict[str, Any], pin: str | None, ports: Ports, *, yes: bool) -
     from desired_state.trust import verify_first
     from schemas.bundle import BRANCH
     from schemas.digests import digest_bytes
-    from schemas.errors import TrustBroken
+    from schemas.refusals import TrustBroken
 
     source = GitSource(ports, GitSettings(timeout=120.0, max_bytes=2**28, environment=dict(os.environ)))
     with TemporaryDirectory(prefix="reconcile-init-") as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -9,16 +10,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli.console import duration, paint, plural, size, table
+from reconciler.cli.console import duration, paint, plural, relative_time, size, table
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
+    from pydantic import ValidationError
+
     from desired_state.files import DocumentFiles
     from reconciler.desired import Desired
-    from reconciler.inventory import Outlook
+    from reconciler.fleet import Outlook
     from schemas.fleet import FleetPlan, NodeOutlook
     from schemas.snapshot import SnapshotDocument
     from schemas.status import NodeStatus
@@ -27,6 +30,8 @@ STATUS_LIMIT = 2**24
 """Bytes of a node's status in an inventory."""
 SHARE = 200
 """Nodes that a process plans for at once: half a second of work, against milliseconds of handing it out."""
+SAID = 2
+"""Words of a reason that are shown for people; nodes often differ in a number."""
 SHOWN = 20
 """Nodes that are listed for people; `--json` has them all."""
 
@@ -59,15 +64,34 @@ def read_statuses(paths: Iterable[Path]) -> Iterator[NodeStatus]:
     Raises:
         UsageError: a file is not a node's status.
     """
+    from pydantic import ValidationError
+
     from schemas.status import NodeStatus
 
     for path in paths:
         try:
             with path.open("rb") as file:
-                status = NodeStatus.model_validate_json(file.read(STATUS_LIMIT))
-        except ValueError as error:
-            raise UsageError(f"{path} is not a node's status", hint="`reconcile status --json` prints one") from error
+                content = file.read(STATUS_LIMIT)
+            status = NodeStatus.model_validate_json(content)
+        except ValidationError as error:
+            raise _refused(path, content, error) from error
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
         yield status
+
+
+def _refused(path: Path, content: bytes, error: ValidationError) -> UsageError:
+    """Why a file is no node's status that this program understands: mostly it was cut, or is of a newer agent."""
+    from reconciler.cli.wiring import agent_version
+
+    first = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    said = f"{path} is not a node's status: {f'{field}: ' if field else ''}{first['msg']}"
+    try:
+        writer = json.loads(content)["agent"]
+    except (ValueError, KeyError, TypeError):
+        return UsageError(said, hint="`reconcile status --json` prints one")
+    return UsageError(f"{said} (written by agent {writer}; this is {agent_version()})", hint="update what is older")
 
 
 def plan_fleet(
@@ -88,7 +112,7 @@ def plan_fleet(
     """
     from desired_state.load import load_manifests
     from reconciler.desired import Desired
-    from reconciler.inventory import summed
+    from reconciler.fleet import summed
     from schemas.digests import digest_bytes
 
     manifests = load_manifests(files, document.spec.models)
@@ -96,9 +120,9 @@ def plan_fleet(
     return summed(desired, _outlooks(desired, _files(inventory), now), now)
 
 
-def _outlooks(desired: Desired, paths: Sequence[Path], now: datetime) -> Iterator[Outlook]:
-    """Of each node, in the order of the paths; a large fleet's by as many processes as there are processors."""
-    from reconciler.inventory import outlooks
+def _outlooks(desired: Desired, paths: Sequence[Path], now: datetime) -> Iterator[Outlook | None]:
+    """Of each document, in the order of the paths; a large fleet's by as many processes as there are processors."""
+    from reconciler.fleet import outlooks
 
     workers = min(len(os.sched_getaffinity(0)), len(paths) // SHARE)
     if workers <= 1:
@@ -121,8 +145,8 @@ def _begin(desired: Desired, now: datetime) -> None:
     _JOB.append((desired, now))
 
 
-def _planned(paths: Sequence[Path]) -> list[Outlook]:
-    from reconciler.inventory import outlooks
+def _planned(paths: Sequence[Path]) -> list[Outlook | None]:
+    from reconciler.fleet import outlooks
 
     desired, now = _JOB[-1]
     return list(outlooks(desired, read_statuses(paths), now))
@@ -134,13 +158,14 @@ def fleet_lines(made: FleetPlan) -> list[str]:
     downtime = Counter(node.downtime for node in made.nodes)
     fetch = sum(node.fetch for node in made.nodes)
     lines = [
-        f"Snapshot {made.sequence} on {plural(len(made.nodes), 'node')} of {made.network}:",
+        f"Snapshot {made.sequence} on {plural(len(made.nodes), 'node')} of {made.network}{_left_out(made)}:",
+        *_oldest(made),
         f"  {outcomes['changes']} would change, {outcomes['held']} would be held back, "
         f"{outcomes['unchanged']} would stay as they are"
         + (f", {outcomes['unknown']} publish too little to tell" if outcomes["unknown"] else ""),
         f"  {downtime['swap']} would swap what serves, {downtime['start']} would start where nothing serves",
         _interruptions(made),
-        f"  {size(fetch)} to fetch" + (": " if made.fetch_by_host else ""),
+        f"  {size(fetch)} to fetch" + (":" if made.fetch_by_host else ""),
     ]
     lines += [f"    {size(count)} from {host}" for host, count in made.fetch_by_host.items()]
     for rollout in made.rollouts:
@@ -149,13 +174,49 @@ def fleet_lines(made: FleetPlan) -> list[str]:
             f"  Rollout {rollout.key} at {rollout.share}%: {rollout.reached} of {rollout.nodes} nodes"
             + (f" ({waves})" if waves else "")
         )
-    reasons = Counter(held.reason for node in made.nodes for held in node.held)
-    lines += [f"  {paint(reason, 'yellow')} on {plural(count, 'node')}" for reason, count in sorted(reasons.items())]
+    lines += _reasons(made)
     shown = [node for node in made.nodes if node.outcome != "unchanged"]
     if shown:
         lines += ["", *table(("Node", "Outcome", "Serves", "Fetch", "Downtime", "Held"), map(_row, shown[:SHOWN]))]
     if len(shown) > SHOWN:
         lines.append(f"... and {len(shown) - SHOWN} more; --json has them all")
+    return lines
+
+
+def _left_out(made: FleetPlan) -> str:
+    """Documents of the inventory that count for nothing."""
+    of_others = f"{plural(made.elsewhere, 'document')} of other networks" if made.elsewhere else ""
+    older = f"{plural(made.superseded, 'older document')} of the same nodes" if made.superseded else ""
+    parts = [part for part in (older, of_others) if part]
+    return f" (left out: {', '.join(parts)})" if parts else ""
+
+
+def _oldest(made: FleetPlan) -> list[str]:
+    """How far back the inventory reaches: what nodes said long ago may not be so any more."""
+    known = [(node.as_of, node.node) for node in made.nodes if node.as_of is not None]
+    if not known:
+        return []
+    told, node = min(known)
+    return [f"  by what they published, the oldest of it {relative_time(told, made.made_at)} ({node})"]
+
+
+def _reasons(made: FleetPlan) -> list[str]:
+    """What is held back, on how many nodes, and in whose words: the most frequent, or the only ones."""
+    nodes: Counter[str] = Counter()
+    said: dict[str, Counter[str]] = {}
+    for node in made.nodes:
+        nodes.update({held.reason for held in node.held})
+        for held in node.held:
+            said.setdefault(held.reason, Counter())[held.message] += 1
+    lines = []
+    for reason, count in sorted(nodes.items()):
+        most = [message for message, _ in said[reason].most_common(SAID)]
+        more = f" (and {len(said[reason]) - SAID} others)" if len(said[reason]) > SAID else ""
+        lines.append(f"  {paint(reason, 'yellow')} on {plural(count, 'node')}: {'; '.join(most)}{more}")
+    opens = sorted({node.opens for node in made.nodes if node.opens is not None})
+    if opens:
+        last = f", the last at {opens[-1]:%Y-%m-%d %H:%M}Z" if len(opens) > 1 else ""
+        lines.append(f"  The first window opens at {opens[0]:%Y-%m-%d %H:%M}Z{last}")
     return lines
 
 
@@ -169,11 +230,12 @@ def _interruptions(made: FleetPlan) -> str:
 
 
 def _row(node: NodeOutlook) -> tuple[str, ...]:
-    serves = node.after or "nothing"
+    unknown = node.outcome == "unknown"
+    serves = "?" if unknown else node.after or "nothing"
     return (
         node.node,
         node.outcome,
-        serves if node.before == node.after else f"{node.before or 'nothing'} -> {serves}",
+        serves if node.before == node.after and not unknown else f"{node.before or 'nothing'} -> {serves}",
         size(node.fetch) if node.fetch else "-",
         node.downtime if node.downtime_ms is None else f"{node.downtime}, {duration(node.downtime_ms / 1000)}",
         "; ".join(f"{held.subject}: {held.reason}" for held in node.held) or "-",

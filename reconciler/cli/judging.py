@@ -21,8 +21,9 @@ from reconciler.cli.operators import (
     workspace_options,
 )
 from reconciler.cli.options import json_option
-from reconciler.cli.timestamp import seen_timestamp, timestamp_json, timestamp_line
-from schemas.errors import DocumentError, NotTrusted, SignaturesPending, ThresholdNotMet, UsageError
+from reconciler.cli.timestamp import seen_timestamp, timestamp_line
+from schemas.errors import UsageError
+from schemas.refusals import DocumentError, NotTrusted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -226,56 +227,6 @@ def lint(workspace: Workspace, inventory: Path | None, *, strict: bool, as_json:
         raise click.exceptions.Exit(1)
 
 
-@click.command()
-@workspace_options
-@click.option("--trust", "pin", metavar="DIGEST", help="Digest of trust/1.yaml, as a node pins it.")
-@json_option
-def verify(workspace: Workspace, pin: str | None, *, as_json: bool) -> None:
-    """Decide as a node would: trust, signatures, validity, and every file that the snapshot names.
-
-    Exits 3, with the reason, where a node would refuse.
-    """
-    from desired_state.load import load_candidate
-    from desired_state.trust import accept_snapshot
-    from reconciler.cli.wiring import agent_version
-
-    trust = read_trust(workspace, pin=pin)
-    found = load_candidate(workspace.files, workspace.network, trust_version=0)
-    try:
-        accepted = accept_snapshot(
-            content=found.content,
-            signatures=found.signatures,
-            trust=trust.state,
-            mark=None,
-            network=workspace.network,
-            now=now(),
-            agent_version=agent_version(),
-            file=found.file,
-        )
-    except (ThresholdNotMet, SignaturesPending) as error:
-        error.hint = "`reconcile snapshot show` lists who can still sign"
-        raise
-    check_files(workspace, accepted.document)
-    epoch, sequence = accepted.position
-    said = seen_timestamp(workspace, trust.state)
-    if as_json:
-        signers = list(accepted.signers)
-        found_json = {"digest": accepted.digest, "epoch": epoch, "sequence": sequence, "signers": signers}
-        emit({**found_json, "pin": trust.pin, "timestamp": timestamp_json(said)})
-        return
-    say(
-        f"{paint('Accepted', 'green')}: snapshot {sequence} of epoch {epoch}, by trust version {trust.state.version}.",
-        f"Digest   {accepted.digest}",
-        f"Signers  {', '.join(accepted.signers)}",
-        f"Expires  {relative_time(accepted.document.metadata.expires_at, now())}",
-    )
-    if said is not None:
-        say(f"Newest   the timestamp {timestamp_line(said, accepted.digest)}")
-    if pin is None:
-        say(f"Pin      {trust.pin} (taken from the working copy; --trust checks against a published one)")
-    next_steps("commit networks/, models/ and probes/, and push: nodes take it from there")
-
-
 # --- shared -------------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +237,7 @@ def check_files(workspace: Workspace, document: SnapshotDocument) -> int:
         DocumentError: one is missing, is another, or is not what it must be.
     """
     from desired_state.load import load_locks, load_models, load_probes
-    from schemas.errors import DigestMismatch, MissingDocument
+    from schemas.refusals import DigestMismatch, MissingDocument
 
     try:
         models = load_models(workspace.files, document.spec.models)
@@ -324,7 +275,7 @@ def check_network(workspace: Workspace, document: SnapshotDocument) -> None:
     Raises:
         WrongNetwork: it says otherwise.
     """
-    from schemas.errors import WrongNetwork
+    from schemas.refusals import WrongNetwork
 
     if document.metadata.network != workspace.network:
         raise WrongNetwork(

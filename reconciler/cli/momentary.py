@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from runtime.interfaces import Backend, Engine, EngineConnection
     from schemas.manifest import ManifestDocument
     from schemas.ports import Ports
-    from schemas.snapshot import LlamaCppArgs, VllmArgs
+    from schemas.runtimes import LlamaCppArgs, VllmArgs
     from schemas.target import ServingTarget
 
 START_SECONDS: Final = 600
@@ -113,7 +113,7 @@ def _alone(file: Path, folder: Path) -> Path:
 
 def _backend(root: Path, subject: Subject, ports: Ports) -> Backend:
     if subject.image:
-        from runtime.backends.docker_api import ContainerEngine
+        from runtime.backends.containers import ContainerEngine
 
         socket = subject.docker_socket
         return ContainerEngine("docker", socket=socket, network="record", node_id="record", ports=ports)
@@ -123,7 +123,7 @@ def _backend(root: Path, subject: Subject, ports: Ports) -> Backend:
 
 
 def _arguments(subject: Subject, how: Circumstances) -> LlamaCppArgs | VllmArgs:
-    from schemas.snapshot import LlamaCppArgs, VllmArgs
+    from schemas.runtimes import LlamaCppArgs, VllmArgs
 
     if subject.engine.name == "vllm":
         return VllmArgs(max_model_len=how.context_size, enforce_eager=how.eager)
@@ -131,7 +131,8 @@ def _arguments(subject: Subject, how: Circumstances) -> LlamaCppArgs | VllmArgs:
 
 
 def _target(subject: Subject, how: Circumstances) -> ServingTarget:
-    from schemas.snapshot import FileRef, Isolation, Resources, Timeouts
+    from schemas.base import FileRef
+    from schemas.runtimes import Isolation, Resources, Timeouts
     from schemas.target import ServingTarget
 
     installed = subject.engine.native()

@@ -74,7 +74,7 @@ def plan(
     if as_json:
         click.echo(made.to_json())
     else:
-        from reconciler.cli.render import plan_text
+        from reconciler.cli.render_plan import plan_text
 
         click.echo(plan_text(made))
         if out is not None:
@@ -140,10 +140,9 @@ def _silent(subject: str, done: int, total: int) -> None:
 @json_option
 def apply(file: str, config_file: str | None, as_json: bool) -> None:
     """Carry out a saved plan, if it is still what would be done. A running daemon does so itself."""
-    from reconciler.cli.passes import opened, pass_there, report
-    from reconciler.watch import Wake
+    from reconciler.cli.passes import make_pass
     from schemas.control import Apply
-    from schemas.errors import DaemonUnreachable, StalePlan, StateLocked
+    from schemas.errors import StalePlan
     from schemas.plan import Plan
 
     config = wiring.load_config(wiring.config_path(config_file))
@@ -153,19 +152,8 @@ def apply(file: str, config_file: str | None, as_json: bool) -> None:
         raise StalePlan(f"{file} is not a plan of this version", hint="run `reconcile plan --out FILE`") from error
     if expected.draft:
         raise StalePlan(f"{file} was made from an unsigned working copy: a draft is never applied")
-    wake = Wake()
-    wake.on_signals()
-    state = _state(config)
-    try:
-        with state.lock(), opened(config, wake, as_json=as_json) as reconciler:
-            result = reconciler.sign(reconciler.run_pass(expected=expected), wake)
-    except StateLocked as locked:
-        try:
-            result = pass_there(state, Apply(plan=expected), wake, as_json=as_json)
-        except DaemonUnreachable:
-            raise locked from None
-    report(result, as_json=as_json)
-    sys.exit(result.exit_code)
+    question = Apply(plan=expected)
+    sys.exit(make_pass(config, question, lambda reconciler: reconciler.run_pass(expected=expected), as_json=as_json))
 
 
 # --- looking ------------------------------------------------------------------------------------------------------
@@ -180,7 +168,7 @@ def status(config_file: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(seen.to_json())
         return
-    from reconciler.cli.render import status_text
+    from reconciler.cli.render_status import status_text
 
     click.echo(status_text(seen, _now()))
 
@@ -206,7 +194,7 @@ def models(config_file: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"formatVersion": "1", "models": json.loads(seen.to_json())["models"]}))
         return
-    from reconciler.cli.render import models_text
+    from reconciler.cli.render_status import models_text
 
     click.echo(models_text(seen, _now()))
 
@@ -222,7 +210,7 @@ def history(config_file: str | None, as_json: bool, limit: int) -> None:
     if as_json:
         click.echo(json.dumps({"formatVersion": "1", "passes": [_as_json(item) for item in passes]}))
         return
-    from reconciler.cli.render import history_text
+    from reconciler.cli.render_status import history_text
 
     click.echo(history_text(passes, _now()))
 
@@ -234,7 +222,7 @@ def history(config_file: str | None, as_json: bool, limit: int) -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 def events(config_file: str | None, as_json: bool, follow: bool, limit: int) -> None:
     """List what happened, oldest first."""
-    from reconciler.cli.render import event_line
+    from reconciler.cli.render_status import event_line
     from reconciler.watch import Wake
 
     wake = Wake()
@@ -259,10 +247,14 @@ def why(thing: str, config_file: str | None, as_json: bool) -> None:
 
     Where THING is a reason (`ModelCorrupt`), what it means and what to do about it; that needs no node.
     """
-    from schemas.errors import reasons
+    from schemas.reasons import reasons
+    from schemas.states import CONDITIONS, HELD
 
     if thing in reasons():
         _explain_reason(thing, as_json=as_json)
+        return
+    if state := HELD.get(thing) or CONDITIONS.get(thing):
+        click.echo(json.dumps({"formatVersion": "1", "reason": thing, "meaning": state}) if as_json else state)
         return
     made, _ = _make_plan(wiring.load_config(wiring.config_path(config_file)), None)
     steps = [step for step in made.trace if thing in step.subject] if thing else list(made.trace)
@@ -277,15 +269,14 @@ def why(thing: str, config_file: str | None, as_json: bool) -> None:
         }
         click.echo(json.dumps(document))
         return
-    from reconciler.cli.render import why_text
+    from reconciler.cli.render_plan import why_text
 
     click.echo(why_text(steps, held, actions, thing))
 
 
 def _explain_reason(reason: str, *, as_json: bool) -> None:
     from reconciler.cli.console import paint, say
-    from schemas.errors import reasons
-    from schemas.reasons import RETRY, meaning
+    from schemas.reasons import RETRY, meaning, reasons
 
     cls = reasons()[reason]
     what, do = meaning(cls)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from reconciler.cli.console import warn
-from schemas.errors import ConfigError, DocumentError, KeyLocked, NotTrusted, TrustBroken, UsageError
+from reconciler.cli.console import paint, warn
+from schemas.errors import ConfigError, KeyLocked, UsageError
+from schemas.refusals import DocumentError, NotTrusted, TrustBroken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -235,6 +236,8 @@ class Missing:
     threshold: int
     open: tuple[str, ...]
     """Signers who have not signed."""
+    not_counted: tuple[str, ...] = ()
+    """What is wrong with files over these bytes that count for nobody."""
 
     @property
     def needed(self) -> int:
@@ -242,15 +245,29 @@ class Missing:
         return max(0, self.threshold - len(self.signed))
 
 
-def count_signatures(message: Any, content: bytes, signatures: Sequence[bytes], role: Role, what: str) -> Missing:
-    """Who of a role signed, and who has not."""
+def count_signatures(
+    message: Any, content: bytes, signatures: Sequence[bytes], role: Role, what: str, *, beside: Role | None = None
+) -> Missing:
+    """Who of a role signed, and who has not.
+
+    Args:
+        message: what must have been signed.
+        content: its bytes.
+        signatures: raw signature files.
+        role: whose signatures count.
+        what: what was to be signed, for people.
+        beside: another role whose signers sign the same bytes.
+    """
     from desired_state.tally import count
     from schemas.digests import digest_bytes
 
     tally = count(message, digest_bytes(content), signatures, role)
     signed = {signer.lower() for signer in tally.signers}
     still = tuple(signer for signer in role.signers if signer.lower() not in signed)
-    return Missing(what, tally.signers, role.threshold, still)
+    expected = {signer.lower() for signer in beside.signers} if beside is not None else set()
+    strangers = [signer for signer in tally.strangers if signer.lower() not in expected]
+    not_counted = (*tally.faults, *(f"{signer} signed, and holds no such role" for signer in strangers))
+    return Missing(what, tally.signers, role.threshold, still, not_counted)
 
 
 def missing_lines(counts: Sequence[Missing]) -> list[str]:
@@ -259,9 +276,10 @@ def missing_lines(counts: Sequence[Missing]) -> list[str]:
     for one in counts:
         if not one.needed:
             lines.append(f"  {one.what}: {len(one.signed)} of {one.threshold} needed, complete")
-            continue
-        lines.append(f"  {one.what}: {len(one.signed)} of {one.threshold} needed; can still sign:")
-        lines += [f"    {signer}" for signer in one.open]
+        else:
+            lines.append(f"  {one.what}: {len(one.signed)} of {one.threshold} needed; can still sign:")
+            lines += [f"    {signer}" for signer in one.open]
+        lines += [paint(f"    not counted: {fault}", "red") for fault in one.not_counted]
     return lines
 
 

@@ -31,22 +31,55 @@ def run_once(config_file: str | None, *, ignore_window: bool, as_json: bool) -> 
         StateLocked: another reconciler holds the node, and is no daemon that could be asked.
     """
     gc.enable()
-    from reconciler.watch import Wake
     from schemas.control import Reconcile
+
+    config = wiring.load_config(wiring.config_path(config_file))
+    return make_pass(
+        config,
+        Reconcile(ignore_windows=ignore_window),
+        lambda reconciler: reconciler.run_pass(ignore_windows=ignore_window),
+        first=lambda wake: serve_imports(config, wake),
+        as_json=as_json,
+    )
+
+
+def make_pass(
+    config: NodeConfig,
+    question: Question,
+    here: Callable[[Reconciler], PassResult],
+    *,
+    first: Callable[[Wake], None] = lambda _wake: None,
+    as_json: bool,
+) -> int:
+    """Make a pass here, or have the daemon that looks after the node make it; show it.
+
+    Args:
+        config: the node's.
+        question: what a daemon is asked.
+        here: makes the pass where there is none.
+        first: done before that, while the node is held and its journal still closed.
+        as_json: whether progress and outcome are for programs.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        StateLocked: another reconciler holds the node, and is no daemon that could be asked.
+    """
+    from reconciler.watch import Wake
     from schemas.errors import DaemonUnreachable, StateLocked
 
     wake = Wake()
     wake.on_signals()
-    config = wiring.load_config(wiring.config_path(config_file))
     state = state_of(config)
     try:
         with state.lock():
-            serve_imports(config, wake)
+            first(wake)
             with opened(config, wake, as_json=as_json) as reconciler:
-                result = reconciler.sign(reconciler.run_pass(ignore_windows=ignore_window), wake)
+                result = reconciler.sign(here(reconciler), wake)
     except StateLocked as locked:
         try:
-            result = pass_there(state, Reconcile(ignore_windows=ignore_window), wake, as_json=as_json)
+            result = pass_there(state, question, wake, as_json=as_json)
         except DaemonUnreachable:
             raise locked from None
     report(result, as_json=as_json)
@@ -155,7 +188,8 @@ class opened:  # noqa: N801 - reads as the context manager that it is
 
 def report(result: PassResult, *, as_json: bool) -> None:
     """Print how a pass ended."""
-    from reconciler.cli.render import plan_text, summary_text
+    from reconciler.cli.render_plan import plan_text
+    from reconciler.cli.render_status import summary_text
 
     if as_json:
         click.echo(result.status.to_json())

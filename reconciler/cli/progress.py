@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from reconciler import progress
-from reconciler.cli.render import action_line
+from reconciler.cli.render_plan import action_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

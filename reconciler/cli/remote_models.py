@@ -12,9 +12,10 @@ from urllib.parse import unquote, urlsplit
 
 from reconciler.cli.operators import ports
 from reconciler.cli.progress import reading
-from schemas.errors import DownloadFailed, LimitExceeded, UsageError
+from schemas.errors import DownloadFailed, UsageError
 from schemas.manifest import HASH_SIZE, PIECE_SIZE
 from schemas.node import SourcePolicy
+from schemas.refusals import LimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

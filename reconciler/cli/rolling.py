@@ -12,6 +12,7 @@ from reconciler.cli import wiring
 from reconciler.cli.node import config_option, json_option
 
 if TYPE_CHECKING:
+    from reconciler.loop import PassResult, Reconciler
     from reconciler.rollback import WayBack
     from reconciler.state_dir import StateDir
     from schemas.control import Rollback
@@ -31,11 +32,9 @@ def rollback(to: str, reason: str, config_file: str | None, *, as_json: bool) ->
     changes, a signed `retry` names it, or `reconcile retry`. Nothing unverified and nothing withdrawn comes back.
     Exits with 6: what serves is not what the snapshot wants.
     """
-    from reconciler.cli.passes import opened, pass_there, report, state_of
+    from reconciler.cli.passes import make_pass, state_of
     from reconciler.verbs import record
-    from reconciler.watch import Wake
     from runtime.host import SystemClock
-    from schemas.errors import DaemonUnreachable, StateLocked
 
     config = wiring.load_config(wiring.config_path(config_file))
     state = state_of(config)
@@ -44,20 +43,13 @@ def rollback(to: str, reason: str, config_file: str | None, *, as_json: bool) ->
         left = ", ".join(target.model for target in back.leave) or "nothing"
         proven = f"proven {back.good.since:%Y-%m-%d %H:%M}Z"
         click.echo(f"Going back to {back.good.target.model} ({proven}); held back: {left}.", err=True)
-    wake = Wake()
-    wake.on_signals()
-    try:
-        with state.lock(), opened(config, wake, as_json=as_json) as reconciler:
-            with closing(wiring.open_journal(state, readonly=False)) as journal:
-                record(question, journal, SystemClock().now())
-            result = reconciler.sign(reconciler.run_pass(), wake)
-    except StateLocked as locked:
-        try:
-            result = pass_there(state, question, wake, as_json=as_json)
-        except DaemonUnreachable:
-            raise locked from None
-    report(result, as_json=as_json)
-    sys.exit(result.exit_code)
+
+    def here(reconciler: Reconciler) -> PassResult:
+        with closing(wiring.open_journal(state, readonly=False)) as journal:
+            record(question, journal, SystemClock().now())
+        return reconciler.run_pass()
+
+    sys.exit(make_pass(config, question, here, as_json=as_json))
 
 
 def _decide(config: NodeConfig, state: StateDir, to: str, reason: str) -> tuple[WayBack, Rollback]:

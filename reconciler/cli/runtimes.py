@@ -172,7 +172,7 @@ def _bind_lock(workspace: Workspace, name: str, path: Path) -> dict[str, str]:
     from desired_state.document import MANIFEST_LIMIT
     from desired_state.lockfile import parse_lock
     from schemas.digests import digest_bytes
-    from schemas.errors import LimitExceeded
+    from schemas.refusals import LimitExceeded
 
     content = path.read_bytes()
     if len(content) > MANIFEST_LIMIT:
@@ -213,7 +213,7 @@ def _arguments(engine: str, pairs: tuple[str, ...]) -> dict[str, Any]:
     from pydantic import ValidationError
 
     from desired_state.document import parse
-    from schemas.snapshot import LlamaCppArgs, OllamaArgs, OpenAIArgs, VllmArgs
+    from schemas.runtimes import LlamaCppArgs, OllamaArgs, OpenAIArgs, VllmArgs
 
     found: dict[str, Any] = {}
     for pair in pairs:

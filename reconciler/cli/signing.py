@@ -29,7 +29,8 @@ from reconciler.cli.operators import (
     write_signature,
 )
 from reconciler.cli.options import yes_option
-from schemas.errors import DocumentError, Equivocation, InvalidSignature, UnknownSigner, UsageError
+from schemas.errors import UsageError
+from schemas.refusals import DocumentError, Equivocation, InvalidSignature, UnknownSigner
 
 if TYPE_CHECKING:
     from pathlib import Path

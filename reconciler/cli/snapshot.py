@@ -1,4 +1,4 @@
-"""`reconcile snapshot`: the table of its commands, which `drafts`, `succession`, `judging` and `signing` define."""
+"""`reconcile snapshot`: the table of its commands; the files that it names define them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from reconciler.cli.lazy import Lazy, LazyGroup
 _WRITE = "reconciler.cli.drafts"
 _NEXT = "reconciler.cli.succession"
 _JUDGE = "reconciler.cli.judging"
+_VERIFY = "reconciler.cli.verifying:verify"
 _BUNDLE = "reconciler.cli.bundles"
 
 SECTIONS = {
@@ -29,7 +30,7 @@ SECTIONS = {
         "lint": Lazy(f"{_JUDGE}:lint", "Find traps: what is well-formed and still not meant."),
         "sign": Lazy("reconciler.cli.signing:sign", "Sign it, after showing what changes."),
         "timestamp": Lazy("reconciler.cli.timestamp:timestamp", "Say with an online key that it is the newest."),
-        "verify": Lazy(f"{_JUDGE}:verify", "Decide as a node would: trust, signatures, validity, files."),
+        "verify": Lazy(_VERIFY, "Decide as a node would: trust, signatures, validity, files."),
     },
     "Carry by hand": {
         "export": Lazy(f"{_BUNDLE}:export", "Write the published snapshot, with what it needs, to one file."),

@@ -21,14 +21,15 @@ from reconciler.cli.operators import (
     try_trust,
     workspace_options,
 )
-from schemas.errors import DocumentError, MissingDocument, UsageError
+from schemas.errors import UsageError
+from schemas.refusals import DocumentError, MissingDocument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from desired_state.authoring import Document
     from desired_state.workspace import Workspace
-    from schemas.snapshot import FileRef
+    from schemas.base import FileRef
 
 
 @click.command()
@@ -54,7 +55,8 @@ def bump(workspace: Workspace, valid: int) -> None:
 def revert(workspace: Workspace, revision: str, valid: int) -> None:
     """Go back to the content of REVISION (of git, or a file), as a new and higher snapshot.
 
-    Nodes refuse older snapshots, so `git revert` alone would only give them a RollbackAttack.
+    Nodes refuse older snapshots, so `git revert` alone would only give them a RollbackAttack. What was withdrawn
+    since stays so: going back is no reason to run what must not run.
     """
     from desired_state.authoring import Document
 
@@ -63,11 +65,27 @@ def revert(workspace: Workspace, revision: str, valid: int) -> None:
     document = Document(old.decode(), file=workspace.snapshot_file)
     read_snapshot(old, f"{workspace.snapshot_file} of {revision}")
     restored = _restore(workspace, revision, document)
+    kept = _keep_withdrawn(before, document)
     _bump(workspace, document, valid, reference=before)
     save_snapshot(workspace, document)
     for path in restored:
         say(f"Restored {path}")
+    for digest in kept:
+        say(f"Still withdrawn: {digest}")
     _finish_bump(workspace, document, before.text)
+
+
+def _keep_withdrawn(before: Document, document: Document) -> list[str]:
+    """Withdraw in an older content what is withdrawn by now; the digests that it did not name."""
+    older, newer = (
+        [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, tuple) else []
+        for entries in (one.get(("spec", "withdrawn")) for one in (document, before))
+    )
+    known = {entry.get("digest") for entry in older}
+    kept = [entry for entry in newer if entry.get("digest") not in known]
+    for entry in kept:
+        document.insert(("spec", "withdrawn"), entry)
+    return [str(entry.get("digest")) for entry in kept]
 
 
 # --- bump and revert ----------------------------------------------------------------------------------------------

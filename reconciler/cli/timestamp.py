@@ -20,15 +20,8 @@ from reconciler.cli.operators import (
 )
 from reconciler.cli.options import DurationType, json_option
 from schemas.base import format_time
-from schemas.errors import (
-    ClockBehind,
-    DocumentError,
-    MissingDocument,
-    NotTrusted,
-    RollbackAttack,
-    UnknownSigner,
-    UsageError,
-)
+from schemas.errors import ClockBehind, UsageError
+from schemas.refusals import DocumentError, MissingDocument, NotTrusted, RollbackAttack, UnknownSigner
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -111,9 +104,9 @@ def timestamp(
 
 def _newest(workspace: Workspace, trust: TrustState) -> Base:
     """The snapshot of the working copy, as far as nodes would accept it: an online key vouches for nothing else."""
+    from desired_state.acceptance import accept_snapshot
     from desired_state.drafting import Base
     from desired_state.load import load_candidate
-    from desired_state.trust import accept_snapshot
     from reconciler.cli.wiring import agent_version
 
     found = load_candidate(workspace.files, workspace.network, trust_version=0)

@@ -25,7 +25,8 @@ from reconciler.cli.operators import (
     write_signature,
 )
 from reconciler.cli.options import DurationType, json_option, yes_option
-from schemas.errors import UnknownSigner, UsageError
+from schemas.errors import UsageError
+from schemas.refusals import UnknownSigner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -317,7 +318,7 @@ def _role(signers: Sequence[str], wanted: int | None, name: str) -> tuple[int, t
 def _check(content: bytes, file: str) -> TrustDocument:
     """What is written must be a trust document, and its thresholds within reach."""
     from desired_state.document import TRUST_LIMIT, load
-    from schemas.errors import MalformedDocument
+    from schemas.refusals import MalformedDocument
     from schemas.trust import TrustDocument
 
     try:
@@ -334,14 +335,17 @@ def _counts(workspace: Workspace, seen: Trust) -> list[Missing]:
     from desired_state.signatures import trust_message
 
     link, message = seen.newest, trust_message(seen.document, seen.newest.content)
-    own = count_signatures(
-        message, link.content, link.signatures, seen.document.spec.roles.root, f"root of version {link.version}"
-    )
     before = _predecessor(workspace, link)
-    if before is None:
-        return [own]
-    name = f"root of version {before.metadata.version}"
-    return [count_signatures(message, link.content, link.signatures, before.spec.roles.root, name), own]
+    roots = {seen.document.metadata.version: seen.document.spec.roles.root}
+    if before is not None:
+        roots = {before.metadata.version: before.spec.roles.root, **roots}
+    return [
+        count_signatures(
+            *(message, link.content, link.signatures, root, f"root of version {version}"),
+            beside=next((other for other in roots.values() if other is not root), None),
+        )
+        for version, root in roots.items()
+    ]
 
 
 def _predecessor(workspace: Workspace, link: TrustLink) -> TrustDocument | None:

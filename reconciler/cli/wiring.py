@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from schemas.errors import ConfigError, DocumentError
+from schemas.errors import ConfigError
+from schemas.refusals import DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -216,7 +217,7 @@ def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Por
     )
     for name, settings in engines:
         if settings is not None and settings.enabled:
-            from runtime.backends.docker_api import ContainerEngine
+            from runtime.backends.containers import ContainerEngine
 
             backends[name] = ContainerEngine(
                 name,

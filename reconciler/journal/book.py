@@ -9,7 +9,7 @@ from reconciler.downtime import KEPT
 from reconciler.journal.database import maybe_time, read_time, write_time
 from reconciler.journal.recollection import DOWNTIME, HEAL, KEPT_EVENTS, UNLISTED, Recollection
 from reconciler.journal.records import Accepted, Event, PassRecord
-from schemas.errors import MissingDocument
+from schemas.refusals import MissingDocument
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

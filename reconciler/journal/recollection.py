@@ -24,14 +24,7 @@ from reconciler.memory import (
 )
 from reconciler.proof import settled
 from schemas.errors import StateCorrupt
-from schemas.observation import (
-    MODEL_TRANSITIONS,
-    Hold,
-    LastKnownGood,
-    Memory,
-    ModelRecord,
-    Rejection,
-)
+from schemas.memory import MODEL_TRANSITIONS, Hold, LastKnownGood, Memory, ModelRecord, Rejection
 from schemas.target import ServingTarget
 
 if TYPE_CHECKING:

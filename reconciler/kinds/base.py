@@ -33,8 +33,9 @@ if TYPE_CHECKING:
         ModelStore,
         Progress,
     )
+    from schemas.memory import Memory
     from schemas.node import NodeConfig
-    from schemas.observation import Hardware, Instance, Memory, Observed
+    from schemas.observation import Hardware, Instance, Observed
     from schemas.plan import Action
     from schemas.ports import Ports
     from schemas.probe import ProbeDocument

@@ -13,7 +13,7 @@ from runtime.front.route import Route
 from runtime.interfaces import SOCKET_NAME
 from schemas.observation import Present, Unknown
 from schemas.plan import Action, RouteFront, StartFront, StartInstance, StopInstance, ValidateModel, VerifyModel
-from schemas.snapshot import JobPolicy
+from schemas.policy import JobPolicy
 from schemas.target import FrontLimits
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _proven(situation: Situation, draft: Draft) -> tuple[ServingTarget, Instance
         return target, keep
     if good is None:
         return None
-    for instance in _instances(situation):
+    for instance in situation.observed.state.instances:
         if (
             (instance.backend, instance.spec_digest) == (good.target.backend, good.target.spec_digest)
             and (instance.status, instance.health != "unhealthy") == ("running", True)
@@ -124,15 +124,6 @@ def _proven(situation: Situation, draft: Draft) -> tuple[ServingTarget, Instance
         ):
             return good.target, instance
     return None
-
-
-def _instances(situation: Situation) -> list[Instance]:
-    return [
-        instance
-        for _, seen in sorted(situation.observed.state.backends.items())
-        if isinstance(seen, Present)
-        for instance in seen.value
-    ]
 
 
 def _has_receipt(situation: Situation, target: ServingTarget, instance: Instance) -> bool:
@@ -150,7 +141,8 @@ def _stays(draft: Draft, instance: Instance) -> bool:
 def _goes_on(situation: Situation, draft: Draft, intent: str) -> bool:
     """Whether the instance that is led to runs on, for want of anything better."""
     return any(
-        item.intent == intent and item.status == "running" and _stays(draft, item) for item in _instances(situation)
+        item.intent == intent and item.status == "running" and _stays(draft, item)
+        for item in situation.observed.state.instances
     )
 
 

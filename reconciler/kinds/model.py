@@ -8,13 +8,14 @@ from reconciler import drift
 from reconciler.kinds.base import Kind, waits
 from reconciler.kinds.runtime import serving_instance
 from reconciler.memory import Change, DropCheck, DropHold, Note, PutModel, VoidReceipts, model_state
+from schemas.base import FileRef
 from schemas.observation import Absent, ArchivedModel, PartialModel, Present, StoredModel, Unknown
 from schemas.plan import Action, DownloadModel, RestoreModel, SetModelState, VerifyModel
-from schemas.snapshot import FileRef
 
 if TYPE_CHECKING:
     from reconciler.kinds.base import Changes, Context, Draft, Situation
-    from schemas.observation import ModelRecord, ModelSeen, ModelState
+    from schemas.memory import ModelRecord, ModelState
+    from schemas.observation import ModelSeen
     from schemas.snapshot import DesiredModelState, ModelSpec
 
 _DISABLED: Final[dict[DesiredModelState, ModelState]] = {"inactive": "Inactive", "archived": "Archived"}
@@ -69,6 +70,9 @@ def _stage_model(situation: Situation, draft: Draft, key: str, manifest: FileRef
             sources=sources,
         )
         draft.explain(key, "in cold storage: brought back without a download")
+    elif manifest.digest in situation.choice.unfit:
+        draft.explain(key, "not fetched: this machine cannot run it")
+        return
     else:
         action = _download(situation, key, manifest, sources, value)
     _add_staging(situation, draft, action, key, manifest.digest)

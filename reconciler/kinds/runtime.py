@@ -11,7 +11,8 @@ from reconciler.kinds.instances import is_serving, perform
 from reconciler.memory import RESTART_BUDGET, RESTART_WINDOW
 from reconciler.overlap import why_not_fitting, why_not_permitted
 from reconciler.target import good_for, has_way_back, withdrawn
-from schemas.observation import Hold, Present, Unknown
+from schemas.memory import Hold
+from schemas.observation import Present, Unknown
 from schemas.plan import CRASH_LOOPING, CreateInstance, MendInstance, StartInstance, StopInstance
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def diff(situation: Situation, draft: Draft) -> None:
         for name, seen in sorted(situation.observed.state.backends.items())
         if isinstance(seen, Unknown)
     ]
-    instances = _instances(situation)
+    instances = situation.observed.state.instances
     ours = [item for item in instances if item.intent in situation.observed.memory.intents]
     foreign = [item for item in instances if item.intent not in situation.observed.memory.intents]
     keep = serving_instance(situation)
@@ -51,15 +52,6 @@ def diff(situation: Situation, draft: Draft) -> None:
         _settle(situation, draft, ours, keep, situation.choice.target)
 
 
-def _instances(situation: Situation) -> list[Instance]:
-    return [
-        instance
-        for _, seen in sorted(situation.observed.state.backends.items())
-        if isinstance(seen, Present)
-        for instance in seen.value
-    ]
-
-
 def serving_instance(situation: Situation) -> Instance | None:
     """The instance that is what the target says, and whose model has not failed since it was started."""
     target = situation.choice.target
@@ -68,7 +60,7 @@ def serving_instance(situation: Situation) -> Instance | None:
     receipts = {receipt.intent for receipt in situation.observed.memory.receipts}
     fitting = [
         item
-        for item in _instances(situation)
+        for item in situation.observed.state.instances
         if item.backend == target.backend
         and item.spec_digest == target.spec_digest
         and item.status == "running"

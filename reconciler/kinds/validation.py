@@ -15,14 +15,15 @@ from runtime.interfaces import SOCKET_NAME
 from runtime.validation.platform import platform_of
 from runtime.validation.run import validate
 from schemas.errors import ValidationFailed, ValidationInconclusive
-from schemas.observation import LastKnownGood
+from schemas.memory import LastKnownGood
 from schemas.plan import Action, StartInstance, ValidateModel
 from schemas.receipt import ReceiptSubject
 
 if TYPE_CHECKING:
     from reconciler.kinds.base import Changes, Context, Draft, Situation
     from reconciler.proof import Retest
-    from schemas.observation import Instance, Receipt
+    from schemas.memory import Receipt
+    from schemas.observation import Instance
     from schemas.target import ServingTarget
 
 

@@ -20,7 +20,7 @@ from prometheus_client import (
 )
 
 from reconciler.status import EXIT_NOT_READY
-from schemas.observation import MODEL_TRANSITIONS
+from schemas.memory import MODEL_TRANSITIONS
 
 if TYPE_CHECKING:
     from reconciler.loop import PassResult

@@ -75,8 +75,8 @@ class Marks:
     def listed(self, name: str, item: dict[str, Any]) -> Instance | None:
         """What a list says of a container with these marks; None where only an inspection can say, because it ended."""
         labels = item.get("Labels") or {}
-        status = _STATUS.get(str(item.get("State")).lower(), "exited")
-        if status == "exited":
+        now = _STATUS.get(str(item.get("State")).lower(), "exited")
+        if now == "exited":
             return None
         paused = str(item.get("State")).lower() == "paused"
         return Instance(
@@ -84,7 +84,7 @@ class Marks:
             intent=labels.get(f"{LABEL}intent", ""),
             backend=self._backend,
             spec_digest=labels.get(f"{LABEL}spec", ""),
-            status=status,
+            status=now,
             # We never pause: whoever did took the runtime from its clients, although it runs.
             health="unhealthy" if paused else _health(str(item.get("Status", ""))),
             detail=PAUSED if paused else "",
@@ -95,8 +95,8 @@ class Marks:
     def instance(self, detail: dict[str, Any]) -> Instance:
         """What an inspection says of a container with these marks."""
         labels, state = detail["Config"].get("Labels") or {}, detail["State"]
-        status = _STATUS.get(str(state.get("Status")).lower(), "exited")
-        code = state.get("ExitCode") if status == "exited" else None
+        now = status(detail)
+        code = state.get("ExitCode") if now == "exited" else None
         notes = ["out of memory"] if state.get("OOMKilled") else []
         if code is not None:
             notes.append(f"signal {code - 128}" if code > 128 else f"exit code {code}")  # noqa: PLR2004 - by convention
@@ -114,13 +114,18 @@ class Marks:
             intent=labels.get(f"{LABEL}intent", ""),
             backend=self._backend,
             spec_digest=labels.get(f"{LABEL}spec", ""),
-            status=status,
+            status=now,
             health="unhealthy" if paused else _health(f"({health})"),
             exit_code=code,
             detail=", ".join(notes),
             started_at=_time(state.get("StartedAt")),
             gpus=gpus(labels),
         )
+
+
+def status(detail: dict[str, Any]) -> InstanceStatus:
+    """How a container is, by an inspection."""
+    return _STATUS.get(str(detail["State"].get("Status")).lower(), "exited")
 
 
 def gpus(labels: dict[str, str]) -> tuple[str, ...]:

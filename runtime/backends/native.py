@@ -23,6 +23,7 @@ from runtime.backends import native_drift as drift
 from runtime.backends import native_processes as processes
 from runtime.backends.native_confinement import unmount
 from runtime.backends.native_group import Group
+from runtime.backends.native_order import order
 from runtime.backends.native_permissions import SHIM, Permissions, boot_id, read
 from runtime.gpu_locks import claim
 from runtime.interfaces import SOCKET_NAME, EngineView
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from runtime.interfaces import InstanceSpec, Progress
     from schemas.observation import Observation
     from schemas.ports import Ports, Stop
-    from schemas.snapshot import Mode, Unenforced
+    from schemas.runtimes import Mode, Unenforced
     from schemas.target import BackendName
 
 
@@ -45,9 +46,6 @@ START_SECONDS: Final = 30.0
 """From launching a supervisor to its report: 50 ms on a quiet machine."""
 KILL_SECONDS: Final = 10.0
 """From SIGKILL to the end; longer only for a process that hangs in a driver."""
-
-TMP_SHARE: Final = 4
-"""What part of its memory limit an engine may fill its private /tmp with; what lies there counts as its memory."""
 
 
 class NativeBackend:
@@ -296,48 +294,8 @@ class NativeBackend:
                 self._ports.files.remove(self._folder / name)
 
     def _write(self, spec: InstanceSpec) -> None:
-        marks = {
-            processes.OWNER: self._owner,
-            processes.INSTANCE: spec.name,
-            processes.INTENT: spec.intent,
-            processes.SPEC: spec.target.spec_digest,
-        }
         folder = self._folder / spec.name
-        permitted, resources = self._permissions.found(), spec.target.resources
-        if permitted["user"] and (closed := _closed(spec.model_folder)):
-            raise StartFailed(f"{closed} can be read by its owner only, and engines run as another user (chmod o+rX)")
-        private = "/tmp" if permitted["root"] else str(folder / "tmp")  # noqa: S108 - the engine's own
-        value = {
-            "marks": self._marks,
-            "intent": spec.intent,
-            "specDigest": spec.target.spec_digest,
-            "argv": list(spec.launch.argv),
-            # The marks come first: a look at the host's processes reads no more than the beginning.
-            "env": {
-                **marks,
-                **spec.launch.env,
-                "CUDA_VISIBLE_DEVICES": ",".join(spec.gpus),
-                "TMPDIR": private,
-                # Nothing of the agent's user is read or left behind: caches and settings go with the instance.
-                "HOME": private,
-            },
-            "folder": str(spec.socket_folder),
-            "cpus": resources.cpus or 0,
-            "memory": resources.memory,
-            "pids": resources.pids,
-            "shm": resources.shm,
-            "tmp": resources.memory // TMP_SHARE,
-            "gpus": list(spec.gpus),
-            "group": digest_text(f"{self._owner}|{spec.name}").rpartition(":")[2][:32],
-            "user": processes.engine_user(self._owner, spec.name) if permitted["user"] else 0,
-            "root": str(folder / "root") if permitted["root"] else "",
-            "read": sorted(_named(spec)),
-            "namespaces": permitted["namespaces"],
-            "refused": permitted["refused"],
-            "capped": permitted["capped"],
-            "logFolder": str(spec.log_folder),
-            "logLimit": spec.log_limit,
-        }
+        value = order(spec, folder, marks=self._marks, owner=self._owner, permitted=self._permissions.found())
         self._ports.files.make_folder(folder, mode=0o700)
         for name in ("tmp", "root"):
             self._ports.files.make_folder(folder / name, mode=0o700)
@@ -411,23 +369,6 @@ class NativeBackend:
 
 
 # --- small parts --------------------------------------------------------------------------------------------------
-
-
-def _named(spec: InstanceSpec) -> set[str]:
-    """What an engine must find of the host beyond the system: its interpreter, its model, what its words name."""
-    program = Path(spec.launch.argv[0])
-    # Of an interpreter in an environment, the environment; and that of the interpreter behind the links.
-    homes = {str(path.parent.parent) for path in (program, program.resolve()) if path.parent.name == "bin"}
-    words = {word for text in (*spec.launch.argv, *spec.launch.env.values()) for word in text.split(":")}
-    found = {word for word in words if word.startswith("/") and os.path.exists(word)}  # noqa: PTH110 - any text
-    return {*found, *homes, sys.prefix, sys.base_prefix, str(spec.model_folder)} - {"/", "/tmp"}  # noqa: S108
-
-
-def _closed(folder: Path) -> Path | None:
-    """What of a model's folder other users cannot read; a store's folders are open, those of people may not be."""
-    if folder.stat().st_mode & 0o005 != 0o005:  # noqa: PLR2004 - to list it, and to pass
-        return folder
-    return next((path for path in sorted(folder.iterdir()) if not path.stat().st_mode & 0o004), None)
 
 
 def _tail(path: Path, limit: int) -> bytes:

@@ -13,7 +13,7 @@ from schemas.digests import digest_bytes, digest_text
 
 if TYPE_CHECKING:
     from schemas.ports import Ports
-    from schemas.snapshot import Unenforced
+    from schemas.runtimes import Unenforced
 
 SHIM: Final = Path(__file__).with_name("native_shim.py")
 PARTS: Final = tuple(Path(__file__).with_name(f"native_{part}.py") for part in ("confinement", "group"))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from runtime.interfaces import InstanceSpec, Progress
     from schemas.observation import Difference, Observation
     from schemas.ports import Clock, Stop
-    from schemas.snapshot import Mode, Unenforced
+    from schemas.runtimes import Mode, Unenforced
     from schemas.target import BackendName
 
 

@@ -12,7 +12,7 @@ from runtime.engines.openai_chat import formed_chat, turns
 from runtime.interfaces import Activity, Launch
 from runtime.validation.evidence import TOP
 from schemas.errors import EngineUnreachable, Incompatible
-from schemas.snapshot import LlamaCppArgs
+from schemas.runtimes import LlamaCppArgs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from runtime.interfaces import Launch
 from schemas.digests import digest_text
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.observation import NativeEngine
-from schemas.snapshot import OllamaArgs
+from schemas.runtimes import OllamaArgs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

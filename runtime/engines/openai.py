@@ -9,7 +9,7 @@ from runtime.engines.answers import count
 from runtime.engines.short import ShortApi
 from runtime.interfaces import Launch
 from schemas.errors import EngineUnreachable, Incompatible
-from schemas.snapshot import OpenAIArgs
+from schemas.runtimes import OpenAIArgs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

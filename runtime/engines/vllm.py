@@ -12,7 +12,7 @@ from runtime.engines.openai_chat import formed_chat, turns
 from runtime.interfaces import Activity, Launch
 from runtime.validation.evidence import TOP
 from schemas.errors import EngineUnreachable, Incompatible
-from schemas.snapshot import VllmArgs
+from schemas.runtimes import VllmArgs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

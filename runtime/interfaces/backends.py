@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from runtime.interfaces.telling import Progress
     from schemas.observation import Instance, Observation
     from schemas.ports import Stop
-    from schemas.snapshot import Mode, Unenforced
+    from schemas.runtimes import Mode, Unenforced
     from schemas.target import BackendName, ServingTarget
 
 

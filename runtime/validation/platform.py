@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from runtime.validation.evidence import Platform
-from schemas.snapshot import VllmArgs
+from schemas.runtimes import VllmArgs
 
 if TYPE_CHECKING:
     from schemas.observation import Hardware

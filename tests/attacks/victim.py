@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from demo import RECONCILE
 from model_server import serving
+from telling import RECONCILE
 from tiny_model import write_tiny_model
 
 from desired_state import document

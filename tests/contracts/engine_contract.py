@@ -18,7 +18,7 @@ from runtime.validation.generation import SCHEMA, generation_findings
 from runtime.validation.run import QUESTION
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.probe import ChatMessage, GreedyCase, ProbeSpec, Provenance
-from schemas.snapshot import LlamaCppArgs, VllmArgs
+from schemas.runtimes import LlamaCppArgs, VllmArgs
 from tests.support.builders import manifest_digest
 from tests.support.front import eventually
 from tests.support.models import make_model

@@ -17,9 +17,11 @@ import docker
 import docker.errors
 import pytest
 
-from runtime.backends import docker_api
+from runtime.backends import containers
+from runtime.backends.container_answers import LABEL
 from runtime.backends.container_limits import host_config
-from runtime.backends.docker_api import LABEL, ContainerEngine, ContainerEvents
+from runtime.backends.containers import ContainerEngine
+from runtime.backends.docker_api import ContainerEvents
 from runtime.connection import UnixConnection
 from runtime.gpu_locks import GpuLocks
 from runtime.host import host_ports
@@ -64,7 +66,7 @@ class ContainerHarness:
         self.api = docker.DockerClient(base_url=host, timeout=60)
         self.attached: list[ContainerEngine] = []
         # What an engine without NVIDIA's toolkit would refuse; everything else about GPUs is as it would be.
-        self.without_devices = mock.patch.object(docker_api, "host_config", without_devices)
+        self.without_devices = mock.patch.object(containers, "host_config", without_devices)
         self.without_devices.start()
 
     def attach(self, node: str = "a") -> ContainerEngine:
@@ -124,7 +126,7 @@ class ContainerHarness:
         """The engine's socket is gone, and so are the connections to it."""
         self.socket.unlink()
         for backend in self.attached:
-            backend._local.__dict__.clear()
+            backend._api.forget()
 
     def left(self, spec: InstanceSpec) -> Sequence[str]:
         """The container, if there is one."""

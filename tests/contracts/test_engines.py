@@ -17,7 +17,7 @@ from runtime.engines.simulated import SimulatedConnection, SimulatedEngine
 from runtime.engines.vllm import VllmEngine
 from runtime.interfaces import SOCKET_NAME, EngineView, InstanceSpec, Launch
 from schemas.errors import EngineUnreachable
-from schemas.snapshot import LlamaCppArgs, OllamaArgs, OpenAIArgs, VllmArgs
+from schemas.runtimes import LlamaCppArgs, OllamaArgs, OpenAIArgs, VllmArgs
 from tests.contracts.engine_contract import EngineContract, ProcessContract
 from tests.support.builders import IMAGE, target
 from tests.support.front import eventually

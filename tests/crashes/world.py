@@ -16,7 +16,7 @@ from reconciler.cli import wiring
 from reconciler.identity import create_identity, node_address
 from reconciler.loop import Reconciler
 from reconciler.state_dir import StateDir
-from runtime.backends.docker_api import ContainerEngine
+from runtime.backends.containers import ContainerEngine
 from runtime.backends.native import NativeBackend
 from runtime.engines.simulated import SimulatedEngine
 from runtime.host import StopEvent, SystemClock, host_ports

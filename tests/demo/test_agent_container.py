@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from demo import DemoError
 from model_server import serving
+from telling import DemoError
 
 from tests.support.containers import BUILD
 from tests.support.quiet_demo import QuietDemo

@@ -46,7 +46,7 @@ def ask(swapping: ContainerSwappingNode) -> None:
 def test_what_somebody_else_changes_is_given_back(swapping: ContainerSwappingNode) -> None:
     """A limit and a name while it serves; a container that was made again, by another; each told field by field."""
     settled(swapping, swapping.wish("a:v1"))
-    api = swapping.backend._api  # type: ignore[attr-defined]
+    api = swapping.backend._api.client  # type: ignore[attr-defined]
     (serving,) = swapping.backend.list()
     fields = {"name"}
     api.rename(serving.name, f"mine-{serving.intent}")

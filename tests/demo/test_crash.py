@@ -7,8 +7,8 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from demo import RECONCILE
 from model_server import serving
+from telling import RECONCILE
 
 from reconciler.journal import Journal
 from tests.support.quiet_demo import QuietDemo

@@ -10,8 +10,8 @@ from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from demo import RECONCILE
 from model_server import RangeHandler, serving
+from telling import RECONCILE
 
 from reconciler.cli import wiring
 from reconciler.cli.scouting import Scout

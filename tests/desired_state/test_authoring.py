@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from desired_state.authoring import Document, render, unified
 from desired_state.paths import find
 from desired_state.tree import parse
-from schemas.errors import ConfigError, MalformedDocument, UsageError
+from schemas.errors import ConfigError, UsageError
+from schemas.refusals import MalformedDocument
 
 TEXT = """\
 # The network's desired state.

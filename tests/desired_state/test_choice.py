@@ -6,17 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from desired_state.acceptance import accept_snapshot
 from desired_state.choice import Choice, RepositoryResult, choose
-from desired_state.trust import accept_snapshot, verify_first
+from desired_state.trust import verify_first
 from schemas.digests import digest_bytes
-from schemas.errors import (
-    Equivocation,
-    InvalidSignature,
-    ReconcileError,
-    RollbackAttack,
-    SignaturesPending,
-    SourceUnreachable,
-)
+from schemas.errors import ReconcileError, SourceUnreachable
+from schemas.refusals import Equivocation, InvalidSignature, RollbackAttack, SignaturesPending
 from tests.desired_state.network import AGENT, FIRST_TRUST, NETWORK, NOW, signed, snapshot_text
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,12 +17,13 @@ from ruamel.yaml.error import YAMLError
 
 from desired_state import document, tree
 from schemas.base import MAX_INTEGER, parse_time
-from schemas.errors import AgentTooOld, DocumentError, LimitExceeded, MalformedDocument
 from schemas.node import NodeConfig
 from schemas.probe import ProbeDocument
+from schemas.refusals import AgentTooOld, DocumentError, LimitExceeded, MalformedDocument
 from schemas.snapshot import SnapshotDocument
 from schemas.trust import SignatureFile, TrustDocument
 from tests.desired_state.network import signature_file, snapshot_text, trust_text
+from tests.support import builders
 
 FORMS = (SnapshotDocument, TrustDocument, ProbeDocument, NodeConfig)
 
@@ -525,3 +527,34 @@ def test_damaged_documents_give_only_typed_errors(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(base)))
     end = data.draw(st.integers(start, min(len(base), start + 20)))
     only_typed(base[:start] + data.draw(st.binary(max_size=8) | st.text(max_size=8).map(str.encode)) + base[end:])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("spec", "runtimes", 0, "name"), "Main", "must be a name: lower-case letters, digits and -, at most 63"),
+        (("spec", "models", 0, "manifest", "digest"), "blake3:12", "must be a digest: blake3: and 64 hexadecimal"),
+        (("spec", "assignments", 0, "serve", 0), "tiny", "must be NAME:VERSION"),
+        (("spec", "models", 0, "sources", 0), "somewhere", "must be an address: SCHEME://"),
+    ],
+)
+def test_people_are_told_a_form_in_words(path: tuple[Any, ...], value: str, said: str) -> None:
+    """A pattern is for programs: whoever corrects the file reads what it should look like."""
+    written = json.loads(builders.snapshot().to_json())
+    place = written
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    with pytest.raises(MalformedDocument, match=re.escape(said)) as caught:
+        document.load(json.dumps(written).encode(), SnapshotDocument, file="s.yaml")
+    assert "pattern" not in caught.value.message
+
+
+def test_the_cause_is_told_and_not_what_follows_from_it() -> None:
+    """Of a list whose only item is wrong, what is wrong with the item: not that the list were too short."""
+    written = json.loads(builders.snapshot().to_json())
+    written["spec"]["assignments"][0]["serve"] = [7]
+    with pytest.raises(MalformedDocument) as caught:
+        document.load(json.dumps(written).encode(), SnapshotDocument, file="s.yaml")
+    assert "spec.assignments[0].serve[0]: " in caught.value.message
+    assert "more)" not in caught.value.message

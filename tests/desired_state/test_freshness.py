@@ -18,7 +18,8 @@ from desired_state.freshness import (
 )
 from desired_state.trust import CLOCK_SKEW, TrustState, advance, verify_first
 from schemas.digests import digest_bytes, digest_text
-from schemas.errors import Expired, NotTrusted, NotYetValid, SourceUnreachable
+from schemas.errors import SourceUnreachable
+from schemas.refusals import Expired, NotTrusted, NotYetValid
 from tests.desired_state.network import (
     NETWORK,
     NOW,

@@ -13,14 +13,8 @@ import pytest
 from desired_state import git_safety
 from desired_state.files import MAX_ENTRIES, FolderFiles
 from desired_state.git_mirror import MAX_PACKS
-from schemas.errors import (
-    ConfigError,
-    LimitExceeded,
-    MalformedDocument,
-    MissingDocument,
-    ReconcileError,
-    SourceUnreachable,
-)
+from schemas.errors import ConfigError, ReconcileError, SourceUnreachable
+from schemas.refusals import LimitExceeded, MalformedDocument, MissingDocument
 from tests.desired_state.conftest import git_source
 from tests.desired_state.network import GIT_ENVIRONMENT, Repository, git
 
@@ -511,7 +505,7 @@ def test_a_listing_that_is_too_long_is_no_obstacle(
     """Files beside those that are asked for, however many, stand in nobody's way (I11)."""
     contents = many_files(repository)
     repository.commit()
-    monkeypatch.setattr("desired_state.git_source._LISTING", 1000)
+    monkeypatch.setattr("desired_state.git_files._LISTING", 1000)
     files = source.files(repository.folder / ".git", git(repository.folder, "rev-parse", "HEAD"))
     assert files.read_many(dict.fromkeys(contents, 100)) == contents
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from schemas.snapshot import SnapshotDocument
 
 NOW = builders.NOW
+NIGHT = {"days": ("mon",), "from": "02:00", "to": "05:00"}
 
 
 def trust(threshold: int = 2, signers: int = 3, *, days: int = 300, epoch: int = 1) -> TrustState:
@@ -130,6 +131,8 @@ def test_trust(state: TrustState, code: str) -> None:
         ({"assignments": (builders.assignment(rollout={"percent": "50%", "key": "k"}),)}, "NoDefault"),
         ({"policy": {"gc": {"allow_empty": True}}}, "EmptyAllowed"),
         ({"policy": {"windows": {"urgent": True}}}, "Urgent"),
+        ({"policy": {"windows": {"swap": ({**NIGHT, "zone": "Mars/Base"},)}}}, "UnknownZone"),
+        ({"policy": {"windows": {"stage": (NIGHT, {**NIGHT, "zone": "Europe"})}}}, "UnknownZone"),
     ],
 )
 def test_contents(fields: dict[str, Any], code: str) -> None:

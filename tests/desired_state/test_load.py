@@ -17,15 +17,10 @@ from desired_state.load import (
     load_trust,
     read_bound,
 )
+from schemas.base import FileRef
 from schemas.digests import digest_bytes
-from schemas.errors import (
-    DigestMismatch,
-    DocumentError,
-    LimitExceeded,
-    MalformedDocument,
-    MissingDocument,
-)
-from schemas.snapshot import FileRef, ModelSpec, SnapshotDocument
+from schemas.refusals import DigestMismatch, DocumentError, LimitExceeded, MalformedDocument, MissingDocument
+from schemas.snapshot import ModelSpec, SnapshotDocument
 from tests.desired_state.network import (
     NETWORK,
     PIECES,

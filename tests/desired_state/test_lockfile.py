@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from desired_state.lockfile import MAX_REQUIREMENTS, Locked, parse_lock
-from schemas.errors import LimitExceeded, MalformedDocument
+from schemas.refusals import LimitExceeded, MalformedDocument
 
 ONE, TWO = (f"--hash=sha256:{digit * 64}" for digit in "12")
 

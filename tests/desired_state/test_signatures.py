@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from desired_state import document, signatures
 from schemas.digests import digest_bytes, digest_text
-from schemas.errors import InvalidSignature
 from schemas.receipt import ChainHead, ReceiptDocument
+from schemas.refusals import InvalidSignature
 from schemas.snapshot import SnapshotDocument
 from schemas.timestamp import TimestampDocument
 from schemas.trust import TrustDocument

@@ -13,21 +13,14 @@ from hypothesis import strategies as st
 
 import desired_state
 from desired_state import document
+from desired_state.acceptance import accept_snapshot
 from desired_state.snapshot import DraftSnapshot, Snapshot, draft
 from desired_state.tally import MAX_SIGNATURES
-from desired_state.trust import (
-    CLOCK_SKEW,
-    TrustLink,
-    TrustState,
-    accept_snapshot,
-    advance,
-    recall,
-    verify_first,
-    walk,
-)
+from desired_state.trust import CLOCK_SKEW, TrustLink, TrustState, advance, recall, verify_first, walk
 from desired_state.watermark import Mark
 from schemas.digests import digest_bytes
-from schemas.errors import (
+from schemas.errors import ReconcileError
+from schemas.refusals import (
     BrokenChain,
     Equivocation,
     Expired,
@@ -36,7 +29,6 @@ from schemas.errors import (
     MalformedDocument,
     NotTrusted,
     NotYetValid,
-    ReconcileError,
     RollbackAttack,
     SignaturesPending,
     ThresholdNotMet,
@@ -475,4 +467,4 @@ def test_only_trust_holds_the_seal() -> None:
         for path in (root / package).rglob("*.py")
         if "SEAL" in path.read_text()
     }
-    assert holders == {"desired_state/snapshot.py", "desired_state/trust.py"}
+    assert holders == {"desired_state/snapshot.py", "desired_state/acceptance.py"}

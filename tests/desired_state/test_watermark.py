@@ -9,7 +9,8 @@ import pytest
 from desired_state.watermark import Mark, MarkFile, reconcile_marks
 from runtime.host import DurableFiles
 from schemas.digests import digest_text
-from schemas.errors import MarkLost, StateCorrupt
+from schemas.errors import StateCorrupt
+from schemas.refusals import MarkLost
 
 if TYPE_CHECKING:
     from pathlib import Path

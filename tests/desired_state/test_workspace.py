@@ -9,7 +9,8 @@ import pytest
 
 from desired_state.workspace import Workspace, networks
 from runtime.host import host_ports
-from schemas.errors import ConfigError, MalformedDocument, UsageError
+from schemas.errors import ConfigError, UsageError
+from schemas.refusals import MalformedDocument
 from tests.desired_state.network import Repository, git, signature_file, snapshot_text
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import click
 import pytest
 
 from reconciler.cli.main import cli
-from schemas.errors import reasons
 from schemas.events import EVENTS
+from schemas.reasons import reasons
+from schemas.states import CONDITIONS, HELD
 from tests.docs.transcripts import DOCS, mentioned
 
 if TYPE_CHECKING:
@@ -75,6 +76,39 @@ def noted() -> Iterator[tuple[Path, str]]:
                 name = node.args[1]
                 if isinstance(name, ast.Constant) and isinstance(name.value, str):
                     yield path, name.value
+
+
+def stated() -> set[str]:
+    """Reasons of held changes and of conditions that are written out in the code."""
+    found: set[str] = set()
+    for path in (ROOT / "reconciler").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            said: list[ast.expr] = []
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                said = node.args[1:2] if name == "hold" else node.args[:1] if name == "_NotPossibleError" else []
+                said += [word.value for word in node.keywords if word.arg == "reason" and name == "Held"]
+            elif isinstance(node, ast.Tuple) and len(node.elts) == 3 and path.name == "status.py":
+                # Whether it holds, its reason, its words; not the three words of a literal type.
+                said = [node.elts[1]] if not isinstance(getattr(node.elts[0], "value", None), str) else []
+            constants = (part for one in said for part in ast.walk(one) if isinstance(part, ast.Constant))
+            found |= {part.value for part in constants if isinstance(part.value, str) and part.value.isalpha()}
+    return found
+
+
+def test_every_state_has_its_meaning() -> None:
+    """Whoever reads why a change waits, or why a condition is as it is, finds that word on a page."""
+    found = stated()
+    assert {"OutsideWindow", "NoAssignment", "NoMode", "Serving", "Converged"} <= found
+    assert found - {*HELD, *CONDITIONS, *reasons()} == set()
+
+
+def test_no_state_is_only_on_paper() -> None:
+    """Every state of the tables is somewhere in the code; none is a reason, which has a page of its own."""
+    files = [*(ROOT / "reconciler").rglob("*.py"), ROOT / "schemas" / "plan.py"]
+    code = "".join(path.read_text(encoding="utf-8") for path in files)
+    assert {name for name in (*HELD, *CONDITIONS) if f'"{name}"' not in code} == set()
+    assert not {*HELD, *CONDITIONS} & {*reasons()}
 
 
 def test_every_event_has_its_meaning() -> None:

@@ -14,7 +14,7 @@ from runtime.interfaces import SOCKET_NAME, EngineView
 from runtime.validation.record import record
 from schemas.errors import Incompatible
 from schemas.probe import Provenance
-from schemas.snapshot import OllamaArgs
+from schemas.runtimes import OllamaArgs
 from tests.contracts.test_engines import ProcessBench
 from tests.support import ollama_standin
 from tests.support.builders import IMAGE, manifest_digest, target

@@ -15,7 +15,7 @@ from runtime.engines.registry import engines
 from runtime.interfaces import EngineView
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.probe import ChatMessage
-from schemas.snapshot import LlamaCppArgs, OpenAIArgs
+from schemas.runtimes import LlamaCppArgs, OpenAIArgs
 from tests.support.builders import IMAGE, container_runtime, snapshot, target
 from tests.support.front import dial
 from tests.support.models import make_model

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,10 +96,48 @@ def _no_yaml(clone: Clone) -> None:
     path.write_text(path.read_text(encoding="utf-8") + "spec: {}\n", encoding="utf-8")
 
 
+def _model_without_hash(clone: Clone) -> None:
+    path = clone.folder / SNAPSHOT
+    content = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r"(models/chat/v1.yaml), digest: \"[^\"]*\"", r"\1", content), encoding="utf-8")
+
+
+def _bad_signature(clone: Clone) -> None:
+    path = min((clone.folder / SNAPSHOT).with_name("snapshot.sigs").iterdir())
+    document = json.loads(path.read_text(encoding="utf-8"))
+    digit = "1" if document["signature"][20] == "0" else "0"
+    document["signature"] = document["signature"][:20] + digit + document["signature"][21:]
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _other_signers(clone: Clone) -> None:
+    path = clone.folder / "networks" / "edge" / "trust" / "1.yaml"
+    content = path.read_text(encoding="utf-8")
+    path.write_text(content.replace("threshold: 2", "threshold: 1"), encoding="utf-8")
+
+
+def _without_bump(clone: Clone) -> None:
+    clone.reconcile("snapshot", "set", "spec.policy.gc.grace", "1h")
+
+
+def _lower(clone: Clone) -> None:
+    path = clone.folder / SNAPSHOT
+    path.write_text(path.read_text(encoding="utf-8").replace("sequence: 2", "sequence: 1"), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(_other_manifest, "DigestMismatch"), (_unknown_model, "code:v9"), (_no_yaml, "MalformedDocument")],
-    ids=["manifest", "model", "twice"],
+    [
+        (_other_manifest, "DigestMismatch"),
+        (_unknown_model, "code:v9"),
+        (_no_yaml, "MalformedDocument"),
+        (_model_without_hash, "spec.models[0].manifest.digest: is missing"),
+        (_bad_signature, "InvalidSignature"),
+        (_other_signers, "TrustBroken: networks/edge/trust/1.yaml is not what HEAD^ has"),
+        (_without_bump, "Equivocation"),
+        (_lower, "RollbackAttack"),
+    ],
+    ids=["manifest", "model", "twice", "hash", "signature", "trust", "bump", "lower"],
 )
 def test_a_bad_change(clone: Clone, change: Callable[[Clone], None], words: str) -> None:
     """Refused before anybody looks at it, with the file and the reason (I1, I11)."""

@@ -43,8 +43,9 @@ from schemas.digests import digest_bytes, digest_text
 from schemas.errors import ReconcileError
 from schemas.node import NodeConfig, SourcePolicy
 from schemas.plan import Plan
+from schemas.policy import Window
 from schemas.ports import Completed, Ports
-from schemas.snapshot import SnapshotDocument, Window
+from schemas.snapshot import SnapshotDocument
 from schemas.timestamp import TimestampDocument
 from schemas.trust import Role, TrustDocument
 from tests.desired_state import network

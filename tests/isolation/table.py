@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from schemas.snapshot import Unenforced
+    from schemas.runtimes import Unenforced
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "isolation.md"
 

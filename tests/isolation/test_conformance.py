@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 
 from runtime.backends import native_permissions
-from schemas.snapshot import Unenforced
+from schemas.runtimes import Unenforced
 from tests.contracts.backend_contract import await_exit
 from tests.contracts.test_backends import NativeHarness
 from tests.contracts.test_container_backends import ContainerHarness

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from reconciler.cli.render import plan_text
+from reconciler.cli.render_plan import plan_text
 from reconciler.downtime import KEPT, predicted
 from reconciler.inventory import facts, restore
 from runtime.engines.simulated import SimulatedEngine

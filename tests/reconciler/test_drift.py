@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from reconciler.cli.render import plan_text, status_text
+from reconciler.cli.render_plan import plan_text
+from reconciler.cli.render_status import status_text
 from reconciler.memory import Note
 from reconciler.planner import plan
 from runtime.backends.container_drift import differences, limits, settings

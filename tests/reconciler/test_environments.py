@@ -10,7 +10,8 @@ import pytest
 
 from reconciler.planner import plan
 from schemas.digests import digest_text
-from schemas.observation import Hold, Present, StoredEnvironment, Unknown
+from schemas.memory import Hold
+from schemas.observation import Present, StoredEnvironment, Unknown
 from schemas.target import locked_environment
 from tests.support.builders import (
     NOW,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from reconciler import doctor
-from reconciler.cli.render import gpu_lines
+from reconciler.cli.render_status import gpu_lines
 from reconciler.telemetry.metrics import Metrics
 from schemas.observation import Gpu, GpuProcess, Hardware
 from schemas.status import GpuStatus, HardwareStatus

@@ -17,7 +17,7 @@ from reconciler.memory import AskRetest, Note
 from reconciler.planner import plan
 from runtime.backends.gpu_keeper import processes_of
 from schemas.observation import Gpu, GpuProcess, GpuReport
-from schemas.snapshot import Resources, VllmArgs
+from schemas.runtimes import Resources, VllmArgs
 from schemas.status import GpuStatus
 from tests.support.builders import (
     NOW,

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reconciler.fingerprint import fingerprint
-from reconciler.inventory import facts, fleet, labels_of, restore
+from reconciler.fleet import fleet
+from reconciler.inventory import facts, labels_of, restore
 from reconciler.planner import plan
 from schemas.facts import NodeFacts
 from schemas.manifest import ManifestDocument
-from schemas.observation import Absent, Hold, PartialModel, Present, Rejection, Unknown
+from schemas.memory import Hold, Rejection
+from schemas.observation import Absent, PartialModel, Present, Unknown
 from schemas.status import NodeStatus
 from tests.support import builders
 from tests.support.builders import NOW, assignment, desired, good, hardware, manifest_digest, model, node, snapshot

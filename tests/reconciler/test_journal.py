@@ -28,15 +28,16 @@ from reconciler.memory import (
     VoidReceipts,
 )
 from schemas.digests import digest_bytes, digest_text
-from schemas.errors import MissingDocument, NotInitialised, StateCorrupt
-from schemas.observation import MODEL_TRANSITIONS, Hold, Rejection
+from schemas.errors import NotInitialised, StateCorrupt
+from schemas.memory import MODEL_TRANSITIONS, Hold, Rejection
 from schemas.receipt import LegacyReceipt, ReceiptDocument, ReceiptSubject
+from schemas.refusals import MissingDocument
 from tests.support.builders import NODE_ID, NOW, good, hardware, manifest_digest, record, target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from schemas.observation import Memory
+    from schemas.memory import Memory
     from schemas.target import ServingTarget
 
 

@@ -18,15 +18,8 @@ from hypothesis import strategies as st
 from reconciler.memory import AskCheck
 from runtime.engines.simulated import ENVIRONMENT
 from runtime.host import DurableFiles, StopEvent
-from schemas.errors import (
-    DiskFailed,
-    Expired,
-    NoSpace,
-    SignaturesPending,
-    SourceUnreachable,
-    StalePlan,
-    ThresholdNotMet,
-)
+from schemas.errors import DiskFailed, NoSpace, SourceUnreachable, StalePlan
+from schemas.refusals import Expired, SignaturesPending, ThresholdNotMet
 from tests.support.builders import assignment, hardware, manifest_digest, model, node, snapshot
 from tests.support.histories import NAMES, mishap, worlds
 from tests.support.simulated_node import CrashError, FixedHardware, Recorder, SimulatedNode, conditions, states

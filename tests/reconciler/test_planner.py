@@ -10,16 +10,8 @@ import pytest
 
 from reconciler.planner import plan
 from schemas.digests import digest_text
-from schemas.observation import (
-    Absent,
-    ArchivedModel,
-    Hold,
-    PartialModel,
-    Present,
-    Rejection,
-    StoredModel,
-    Unknown,
-)
+from schemas.memory import Hold, Rejection
+from schemas.observation import Absent, ArchivedModel, PartialModel, Present, StoredModel, Unknown
 from schemas.plan import Plan
 from tests.support.builders import (
     IMAGE,
@@ -376,12 +368,20 @@ def test_nothing_is_removed_on_a_weak_ground(case: str) -> None:
         ({"requires": {"engines": ("llamacpp>=2",)}}, "llamacpp>=2"),
     ],
 )
-def test_incompatible_model_is_not_even_fetched_onto_the_runtime(fields: dict[str, Any], message: str) -> None:
-    """Compatibility is decided in the plan, with its reason."""
+def test_incompatible_model_is_not_even_fetched(fields: dict[str, Any], message: str) -> None:
+    """Compatibility is decided in the plan, with its reason; what the machine cannot run is not downloaded."""
     made = plan(desired(snapshot(models=(model(**fields),))), observed(), node(), NOW)
     assert [held.reason for held in made.held] == ["Incompatible"]
     assert message in made.held[0].message
-    assert not any(action.kind == "start-instance" for action in made.actions)
+    assert made.actions == ()
+
+
+def test_only_what_fits_is_fetched_of_several() -> None:
+    """A model that is served second does not wait for one that this machine cannot run, nor the other way round."""
+    for first, second in (("m:v1", "n:v1"), ("n:v1", "m:v1")):
+        models = (model("m"), model("n", requires={"memory": "1TiB"}))
+        made = plan(desired(snapshot(models=models, assignments=(assignment(first, second),))), observed(), node(), NOW)
+        assert [item.id for item in made.actions if item.kind == "download-model"] == ["download/m:v1"]
 
 
 def test_gpu_runtime_needs_a_gpu_and_uses_its_image() -> None:

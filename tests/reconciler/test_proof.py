@@ -38,7 +38,8 @@ from tests.support.histories import NAMES, mishap, worlds
 from tests.support.simulated_node import FixedHardware, SimulatedNode, states
 
 if TYPE_CHECKING:
-    from schemas.observation import Gpu, Hardware, Memory
+    from schemas.memory import Memory
+    from schemas.observation import Gpu, Hardware
 
 PROCESSORS = ("Test CPU", "Another CPU")
 

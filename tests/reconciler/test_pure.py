@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from reconciler.modes import choose_mode
 from reconciler.selectors import inside, matches, node_labels, wave_of
 from reconciler.windows import is_open, next_opening
+from schemas.assignments import Rollout, Selector
 from schemas.observation import NativeEngine
-from schemas.snapshot import Rollout, Selector, SnapshotSpec, Window
+from schemas.policy import Window
+from schemas.snapshot import SnapshotSpec
 from tests.support.builders import IMAGE, NOW, gpu, hardware, node, runtime, snapshot
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from reconciler import restarts
-from reconciler.cli.render import status_text
+from reconciler.cli.render_status import status_text
 from reconciler.planner import plan
-from schemas.observation import Hold
+from schemas.memory import Hold
 from schemas.plan import StopInstance
 from tests.reconciler.test_pipeline import A, B
 from tests.support.builders import NOW, converged, desired, good, instance, node, observed, stored, target

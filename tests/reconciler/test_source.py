@@ -17,7 +17,7 @@ from reconciler.preview import preview
 from reconciler.source import RepositorySource, current_mark, forget_mark
 from runtime.host import host_ports
 from schemas.digests import digest_bytes
-from schemas.errors import MarkLost
+from schemas.refusals import MarkLost
 from tests.desired_state import network
 from tests.desired_state.network import Repository, snapshot_text
 from tests.support.builders import node

@@ -16,8 +16,9 @@ from reconciler.triggers import Sights, triggers
 from reconciler.watch import Wake, watch
 from runtime.backends.lock_follower import LockFollower
 from runtime.host import SystemClock, SystemRandomness
-from schemas.errors import DownloadFailed, Expired, SourceUnreachable
+from schemas.errors import DownloadFailed, SourceUnreachable
 from schemas.plan import Held
+from schemas.refusals import Expired
 from tests.desired_state.network import git
 from tests.reconciler.test_source import fresh
 from tests.support.builders import NOW

@@ -17,7 +17,7 @@ from runtime.interfaces import Activity, EngineView
 from runtime.validation.evidence import FLOOR, TOP, TopTokens
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.probe import ChatMessage
-from schemas.snapshot import LlamaCppArgs, Resources, VllmArgs
+from schemas.runtimes import LlamaCppArgs, Resources, VllmArgs
 from tests.contracts.backend_contract import eventually
 from tests.support.builders import IMAGE, target
 from tests.support.engines import NativeNode, small
@@ -229,7 +229,7 @@ def test_the_registry_names_engines_as_snapshots_do() -> None:
     """One place, keyed by the engine's own name; all of them are names that a snapshot may use."""
     from typing import get_args
 
-    from schemas.snapshot import EngineName
+    from schemas.runtimes import EngineName
 
     assert {name: engine.name for name, engine in engines().items()} == {name: name for name in engines()}
     assert set(engines()) <= set(get_args(EngineName))

@@ -15,7 +15,7 @@ from runtime.interfaces import Activity, EngineView, Launch
 from runtime.validation.evidence import FLOOR, TopTokens
 from schemas.errors import EngineUnreachable, Incompatible
 from schemas.probe import ChatMessage
-from schemas.snapshot import LlamaCppArgs, VllmArgs, VllmResources
+from schemas.runtimes import LlamaCppArgs, VllmArgs, VllmResources
 from tests.support.builders import IMAGE, target
 from tests.support.models import make_model
 from tests.support.scripted import Scripted

@@ -190,7 +190,7 @@ def test_defaults_are_valid(kind: str) -> None:
 
 def test_descriptions_come_from_the_source() -> None:
     """A docstring below a field describes it, inherited fields included."""
-    from schemas.snapshot import VllmRuntime
+    from schemas.runtimes import VllmRuntime
 
     docs = field_docs(VllmRuntime)
     assert docs["name"] == "Referred to by assignments."

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 
-import desired_state.trust
+import desired_state.acceptance
 import reconciler.executor
 import reconciler.gpus
 import reconciler.kinds.front
@@ -146,19 +146,19 @@ def _accepts_older() -> list[Any]:
         return bool(digest == mark.digest)
 
     return [
-        _patch(desired_state.trust, "_is_at_mark", at_mark),
-        _patch(desired_state.trust, "_has_gap", lambda _document, _mark: True),
+        _patch(desired_state.acceptance, "_is_at_mark", at_mark),
+        _patch(desired_state.acceptance, "_has_gap", lambda _document, _mark: True),
     ]
 
 
 def _counts_nobody() -> list[Any]:
     """Signatures are not counted."""
-    return [_patch(desired_state.trust, "_check_signatures", lambda *_args: ("0x" + "0" * 40,))]
+    return [_patch(desired_state.acceptance, "_check_signatures", lambda *_args: ("0x" + "0" * 40,))]
 
 
 def _ignores_expiry() -> list[Any]:
     """Time does not matter."""
-    return [_patch(desired_state.trust, "_check_validity", lambda *_args: None)]
+    return [_patch(desired_state.acceptance, "_check_validity", lambda *_args: None)]
 
 
 def _removes_at_once() -> list[Any]:

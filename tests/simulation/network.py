@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from desired_state import layout
 from runtime.engines.simulated import answer
 from schemas.digests import digest_bytes, digest_text, raw_hash
-from schemas.errors import LimitExceeded, MissingDocument
+from schemas.refusals import LimitExceeded, MissingDocument
 from tests.desired_state import network as signing
 from tests.desired_state.network import FIRST_TRUST, NETWORK, address, signature_file, snapshot_text
 

@@ -27,13 +27,13 @@ from schemas.errors import (
     DownloadFailed,
     EngineUnreachable,
     ImageUnavailable,
-    LimitExceeded,
     NoSpace,
     SourceUnreachable,
     StartFailed,
 )
 from schemas.observation import GpuProcess
 from schemas.ports import Completed, Ports
+from schemas.refusals import LimitExceeded
 from tests.desired_state.network import FIRST_TRUST
 from tests.simulation.disk import SimulatedFiles, SimulatedJournal
 from tests.simulation.faults import CrashError, Faults, Faulty

@@ -16,8 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demo import RECONCILE
 from model_server import serving
+from telling import RECONCILE
 
 from reconciler.asking import ask
 from reconciler.published import read_status

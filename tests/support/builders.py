@@ -9,21 +9,9 @@ from typing import Any
 from reconciler.desired import Desired
 from schemas.base import format_time
 from schemas.digests import digest_text
+from schemas.memory import LastKnownGood, Memory, ModelRecord, Receipt
 from schemas.node import NodeConfig
-from schemas.observation import (
-    Gpu,
-    Hardware,
-    Instance,
-    LastKnownGood,
-    Memory,
-    ModelRecord,
-    NativeEngine,
-    NodeState,
-    Observed,
-    Present,
-    Receipt,
-    StoredModel,
-)
+from schemas.observation import Gpu, Hardware, Instance, NativeEngine, NodeState, Observed, Present, StoredModel
 from schemas.snapshot import SnapshotDocument
 from schemas.target import ServingTarget
 
@@ -143,7 +131,7 @@ def gpu(uuid: str = "GPU-1", memory: int = 80 * 2**30) -> Gpu:
 
 def target(key: str = "m:v1", **fields: Any) -> ServingTarget:
     """The target to which the default snapshot resolves on the default node."""
-    from schemas.snapshot import Isolation, LlamaCppArgs, Resources, Timeouts
+    from schemas.runtimes import Isolation, LlamaCppArgs, Resources, Timeouts
 
     name = key.partition(":")[0]
     return ServingTarget.model_validate(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import docker.errors
 
 from runtime.backends import socket_folder
-from runtime.backends.docker_api import ContainerEngine
+from runtime.backends.containers import ContainerEngine
 from runtime.engines.llamacpp import LlamaCppEngine
 from runtime.host import host_ports
 from tests.support.builders import assignment, container_runtime, model, node, snapshot
@@ -77,7 +77,7 @@ class ContainerSwappingNode(SwappingNode):
     def engine_process(self, instance: str) -> int:
         """The engine, which is the only child of its container's init process."""
         try:
-            init = int(self.backend._api.inspect_container(instance)["State"]["Pid"])  # type: ignore[attr-defined]
+            init = int(self.backend._api.client.inspect_container(instance)["State"]["Pid"])  # type: ignore[attr-defined]
             children = Path(f"/proc/{init}/task/{init}/children").read_text().split() if init else []
         except (docker.errors.DockerException, OSError):
             return 0
@@ -115,12 +115,4 @@ class ContainerSwappingNode(SwappingNode):
             self.backend.stop(instance.name, grace=1)
             self.backend.remove(instance.name)
         with suppress(docker.errors.DockerException):
-            self.backend._api.remove_image(self.image, force=True)  # type: ignore[attr-defined]
-
-    def take_apart(self) -> None:
-        """Nothing is left running."""
-        self.keeper.stop()
-        for instance in self.backend.list():
-            self.backend.stop(instance.name, grace=1)
-            self.backend.remove(instance.name)
-        self.journal.close()
+            self.backend._api.client.remove_image(self.image, force=True)  # type: ignore[attr-defined]

@@ -100,6 +100,6 @@ class NativeNode:
 
 def small() -> object:
     """Arguments of llama.cpp for a test machine that does other things too."""
-    from schemas.snapshot import LlamaCppArgs
+    from schemas.runtimes import LlamaCppArgs
 
     return LlamaCppArgs(context_size=512, threads=1)

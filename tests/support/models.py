@@ -9,10 +9,10 @@ import struct
 from typing import TYPE_CHECKING
 
 from runtime.interfaces import Model
+from schemas.base import FileRef
 from schemas.digests import digest_bytes, digest_text, raw_hash
 from schemas.manifest import PIECE_SIZE, ManifestDocument, ManifestFile, ManifestMetadata, ManifestSpec
 from schemas.node import SourcePolicy
-from schemas.snapshot import FileRef
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from reconciler.cli.wiring import _connect
 from runtime.backends import socket_folder
-from runtime.backends.docker_api import ContainerEngine
+from runtime.backends.containers import ContainerEngine
 from runtime.backends.native import NativeBackend
 from runtime.engines.ollama import OllamaEngine
 from runtime.front.keeper import FrontKeeper, FrontSettings

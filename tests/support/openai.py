@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runtime.backends import socket_folder
-from runtime.backends.docker_api import ContainerEngine
+from runtime.backends.containers import ContainerEngine
 from runtime.engines.openai import OpenAIEngine
 from runtime.host import host_ports
 from tests.support.builders import assignment, container_runtime, model, node, snapshot
@@ -85,11 +85,3 @@ class OpenAINode(SwappingNode):
             assignments=(assignment(key),),
             sequence=self.sequence,
         )
-
-    def take_apart(self) -> None:
-        """Nothing is left running."""
-        self.keeper.stop()
-        for instance in self.backend.list():
-            self.backend.stop(instance.name, grace=1)
-            self.backend.remove(instance.name)
-        self.journal.close()

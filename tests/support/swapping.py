@@ -171,6 +171,7 @@ class SwappingNode(SimulatedNode):
         self.keeper.stop()
         backend = self.backend
         for instance in backend.list():
+            backend.stop(instance.name, grace=1)
             backend.remove(instance.name)
         self.journal.close()
 

@@ -20,7 +20,7 @@ import pytest
 
 from reconciler.cli.wiring import _connect, loaded_images
 from runtime.backends import socket_folder
-from runtime.backends.docker_api import ContainerEngine
+from runtime.backends.containers import ContainerEngine
 from runtime.backends.native import NativeBackend
 from runtime.engines.llamacpp import LlamaCppEngine
 from runtime.engines.vllm import VllmEngine

@@ -17,11 +17,10 @@ reconcile snapshot lint --inventory inventory
 step "What changes against $base, and what it does to each node"
 reconcile snapshot diff --inventory inventory "$base" HEAD
 
-step 'What the fleet would do'
-reconcile plan --inventory inventory
-
-# A change may be reviewed before everybody has signed it; what is merged must be signed.
+# A change may be reviewed before everybody has signed it, but not with a bad signature; what is merged must be signed.
+step "As a node would decide that has accepted $base"
 if [[ ${REQUIRE_SIGNATURES:-} ]]; then
-    step 'As a node would decide'
-    reconcile snapshot verify
+    reconcile snapshot verify --since "$base"
+else
+    reconcile snapshot verify --since "$base" --pending
 fi

@@ -17,7 +17,8 @@ from reconciler.bundles.container import INDEX_LIMIT, lay_out, opened
 from runtime.archive import BLOCK, header
 from schemas.bundle import BundledSnapshot, BundleEntry, BundleIndex
 from schemas.digests import digest_bytes
-from schemas.errors import DigestMismatch, DocumentError, LimitExceeded, ReconcileError
+from schemas.errors import ReconcileError
+from schemas.refusals import DigestMismatch, DocumentError, LimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,8 @@ from reconciler.bundles.container import lay_out, opened
 from reconciler.cli import wiring
 from reconciler.identity import node_address
 from reconciler.state_dir import StateDir
-from runtime.backends.docker_api import LABEL, ContainerEngine
+from runtime.backends.container_answers import LABEL
+from runtime.backends.containers import ContainerEngine
 from runtime.backends.loaded_images import LoadedImages
 from runtime.host import host_ports
 from runtime.interfaces import InstanceSpec, Launch
@@ -191,10 +192,10 @@ def side(airgap: Airgap, request: pytest.FixtureRequest) -> Iterator[Side]:
     backend = ContainerEngine(
         name, socket=made.host.removeprefix("unix://"), network="t", node_id="t", ports=host_ports()
     )
-    for item in backend._api.images():
+    for item in backend._api.client.images():
         for tag in item.get("RepoTags") or ():
             if f"/{airgap.folder.name.replace('_', '-')}:" in tag.lower().replace("_", "-"):
-                backend._api.remove_image(tag, force=True)
+                backend._api.client.remove_image(tag, force=True)
 
 
 def repository(airgap: Airgap) -> str:
@@ -247,7 +248,7 @@ def create(side: Side, ref: str) -> str:
     )
     backend.create(spec)
     try:
-        detail = backend._api.inspect_container(name)
+        detail = backend._api.client.inspect_container(name)
         assert detail["Config"]["Labels"][f"{LABEL}name"] == name
         return str(detail["Image"]) if ":" in detail["Image"] else f"sha256:{detail['Image']}"
     finally:

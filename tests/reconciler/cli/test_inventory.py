@@ -73,10 +73,28 @@ def test_a_large_inventory_is_planned_by_several_processes(
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1})
     together = network.json("plan", "--inventory", str(inventory))
     assert {**together, "madeAt": ""} == {**alone, "madeAt": ""}
-    (inventory / "2.json").write_text("{}")
+    (inventory / "2.json").write_text("{")
     refused = network.run("plan", "--inventory", str(inventory), code=64).stderr
     assert "2.json is not a node's status" in refused
     assert "`reconcile status --json` prints one" in refused
+
+
+def test_a_document_that_cannot_be_read_is_named_with_the_cause(network: Operator, inventory: Path) -> None:
+    """Cut short, of a newer agent, or no file at all: what to do differs (I11)."""
+    path = inventory / "2.json"
+    content = path.read_text()
+    path.write_text(content[:700])
+    assert (
+        "2.json is not a node's status: Invalid JSON"
+        in network.run("plan", "--inventory", str(inventory), code=64).stderr
+    )
+    path.write_text(json.dumps({**json.loads(content), "moonPhase": "full", "agent": "99.0"}))
+    refused = network.run("plan", "--inventory", str(inventory), code=64).stderr
+    assert "2.json is not a node's status: moonPhase: " in refused
+    assert "written by agent 99.0" in refused
+    path.unlink()
+    path.symlink_to("nowhere")
+    assert "2.json cannot be read: No such file" in network.run("plan", "--inventory", str(inventory), code=64).stderr
 
 
 def test_plan_for_a_revision(network: Operator, inventory: Path) -> None:

@@ -18,7 +18,8 @@ from reconciler.cli import main as program
 from reconciler.cli.lazy import Lazy, LazyGroup
 from reconciler.cli.main import SECTIONS
 from reconciler.cli.snapshot import SECTIONS as SNAPSHOT_SECTIONS
-from schemas.errors import ConfigError, Expired, ReconcileError, StalePlan, UsageError
+from schemas.errors import ConfigError, ReconcileError, StalePlan, UsageError
+from schemas.refusals import Expired
 
 if TYPE_CHECKING:
     from tests.support.operators import Operator

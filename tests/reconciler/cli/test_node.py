@@ -17,7 +17,8 @@ from reconciler.journal import Journal
 from reconciler.memory import VoidReceipts
 from reconciler.state_dir import StateDir
 from runtime.host import SystemClock
-from schemas.errors import reasons
+from schemas.reasons import reasons
+from schemas.states import CONDITIONS, HELD
 from tests.desired_state.network import Repository, snapshot_text
 from tests.reconciler.test_journal import issue
 from tests.reconciler.test_source import fresh, successor
@@ -194,6 +195,9 @@ def test_why_explains_every_reason_without_a_node(machine: Machine) -> None:
     document = json.loads(machine.run("why", "ModelCorrupt", "--json").output)
     assert document["retry"] == "backoff"
     assert document["do"]
+    for name, meaning in {**HELD, **CONDITIONS}.items():
+        assert machine.run("why", name).output == f"{meaning}\n"
+    assert json.loads(machine.run("why", "OutsideWindow", "--json").output)["meaning"] == HELD["OutsideWindow"]
 
 
 def test_audit_of_a_node_and_of_its_export_elsewhere(machine: Machine) -> None:

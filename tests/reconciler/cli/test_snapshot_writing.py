@@ -257,6 +257,24 @@ def test_revert_to_a_file(operator: Operator) -> None:
     assert position(operator)[1] == 2
 
 
+def test_revert_takes_no_withdrawal_back(operator: Operator) -> None:
+    """I6: what must not run stays withdrawn, although the older content knew nothing of it; once, however often."""
+    operator.network()
+    operator.sign(1, 2)
+    first = operator.commit()
+    operator.run("snapshot", "withdraw", "tiny:v1", "--reason", "it tells secrets")
+    operator.run("snapshot", "bump")
+    operator.commit()
+    withdrawn = operator.json("snapshot", "show")["snapshot"]["spec"]["withdrawn"]
+    assert [entry["reason"] for entry in withdrawn] == ["it tells secrets"]
+    said = operator.run("snapshot", "revert", first).stdout
+    assert f"Still withdrawn: {withdrawn[0]['digest']}" in said
+    assert operator.json("snapshot", "show")["snapshot"]["spec"]["withdrawn"] == withdrawn
+    operator.commit()
+    assert "Still withdrawn" not in operator.run("snapshot", "revert", "HEAD").stdout
+    assert operator.json("snapshot", "show")["snapshot"]["spec"]["withdrawn"] == withdrawn
+
+
 def test_revert_refuses_what_cannot_come_back(operator: Operator) -> None:
     """No such revision, no snapshot in it, a file that nobody has any more: nothing is written."""
     operator.network()

@@ -12,10 +12,10 @@ from runtime.models.layout import Layout
 from runtime.models.partial import Partial
 from runtime.models.pieces import JournalRecord, split
 from runtime.models.records import Fingerprint, save
+from schemas.base import FileRef
 from schemas.digests import digest_bytes, digest_text, raw_hash
 from schemas.errors import ModelCorrupt
 from schemas.manifest import PIECE_SIZE, ManifestDocument, ManifestFile, ManifestMetadata, ManifestSpec
-from schemas.snapshot import FileRef
 from tests.support.hostile_http import serving
 from tests.support.models import gguf, noise
 
