@@ -243,7 +243,7 @@ class Client:
         eventually(lambda: self.count >= until or bool(self.wrong), "clients are answered", seconds=2 * PATIENCE)
 
     def _ask_on(self) -> None:
-        while not self._ended.wait(0.02):
+        while not self._ended.wait(0.05):
             try:
                 model, text = ask(self._address)
             except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
