@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
+import subprocess
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from model_server import serving
 
+from reconciler.service import unit
 from tests.support.front import PATIENCE, eventually
 from tests.support.systemd import machine_or_skip
 from tests.support.systemd_node import CONFIG, PROGRAM, STATE, Client, SystemdNode, needed_of_this_machine
@@ -253,3 +260,57 @@ def test_a_service_beside_docker(beside_docker: SystemdNode) -> None:
         story.goes_on("SIGKILL")
         it_swaps_and_stops(story)
     assert client.wrong == []
+
+
+HARDENING = ("NoNew", "Restrict", "Lock", "SystemCall", "Capability")
+"""How the unit's restrictions begin."""
+
+
+def test_git_reaches_out_under_the_unit(tmp_path: Path) -> None:
+    """Over https, whose certificate is checked, and by ssh as far as the other end's answer."""
+    (tmp_path / "machine").mkdir()
+    machine = machine_or_skip(tmp_path / "machine", {})
+    try:
+        with over_https(tmp_path) as address:
+            (machine.root / "srv/ca.pem").write_bytes((tmp_path / "ca.pem").read_bytes())
+            lines = unit(Path("/bin/true"), Path("/node.yaml"), stop_runtime=False).splitlines()
+            restrictions = [f"--property={line}" for line in lines if line.startswith(HARDENING)]
+            confined = ("systemd-run", "--wait", "--pipe", "--quiet", *restrictions, "git")
+            machine.run(*confined, "-c", "http.sslCAInfo=/srv/ca.pem", "clone", f"{address}/network/.git", "/srv/got")
+            assert (machine.root / "srv/got/file").read_text() == "content"
+            unknown = machine.attempt(*confined, "ls-remote", f"{address}/network/.git")
+            assert "certificate verification failed" in unknown.stderr
+        refused = machine.attempt(*confined, "ls-remote", "ssh://git@127.0.0.1:1/network")
+        assert "Connection refused" in refused.stderr
+    finally:
+        machine.take_apart()
+
+
+@contextmanager
+def over_https(folder: Path) -> Iterator[str]:
+    """A folder behind TLS with one repository, `network`, of one file; the address. The certificate is `ca.pem`."""
+    who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    (folder / "network").mkdir()
+    (folder / "network" / "file").write_text("content")
+    for arguments in (("init", "-q"), ("add", "file"), (*who, "commit", "-q", "-m", "one"), ("update-server-info",)):
+        subprocess.run(["git", *arguments], cwd=folder / "network", check=True)
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    made += [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        "key.pem",
+        "-out",
+        "ca.pem",
+    ]
+    subprocess.run(made, cwd=folder, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "ca.pem", folder / "key.pem")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"https://localhost:{server.server_address[1]}"
+        server.shutdown()
