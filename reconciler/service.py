@@ -39,6 +39,11 @@ def notify(*assignments: str) -> None:
         sender.sendall("\n".join(assignments).encode())
 
 
+def reloading() -> None:
+    """Tell the service manager that the configuration is read again; READY=1 ends that (Type=notify-reload as well)."""
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+
 class Pulse:
     """Feeds the service manager's watchdog for as long as the thread that decides shows signs of life."""
 
@@ -82,35 +87,18 @@ class Pulse:
                 return
 
 
-_PRIVATE: Final = """\
-
-# A view of the file system of its own. Left out where containers run: the engine would not see the capped socket
-# folders that the agent mounts for them.
-ProtectSystem=strict
-ReadWritePaths={state} -/run/lock
-ProtectHome=read-only
-PrivateTmp=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-"""
-
-
-def unit(program: Path, config: Path, state: Path, *, containers: bool, stop_runtime: bool) -> str:
+def unit(program: Path, config: Path, *, stop_runtime: bool) -> str:
     """A hardened systemd unit for a node.
 
     Args:
         program: the installed command.
         config: the node's configuration.
-        state: its state directory, which must exist before the service starts.
-        containers: whether the node runs containers.
         stop_runtime: whether the runtime ends with the service.
     """
     text = files("reconciler").joinpath(_UNIT).read_text(encoding="utf-8")
     arguments = ["--config", str(config), "--watch", *(["--stop-runtime"] if stop_runtime else [])]
-    private = "" if containers else _PRIVATE.format(state=_escape(str(state)))
     command = " ".join(_escape(part) for part in (str(program), *arguments))
-    return text.replace("@COMMAND@", command.replace("$", "$$")).replace("@NAMESPACE@", private)
+    return text.replace("@COMMAND@", command.replace("$", "$$"))
 
 
 def _escape(text: str) -> str:

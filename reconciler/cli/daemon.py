@@ -13,7 +13,7 @@ from reconciler.cli.passes import opened, serve_imports, state_of
 from reconciler.cli.scouting import Scout
 from reconciler.control import CONTROL_SOCKET, Audience, listening
 from reconciler.lookout import Lookout
-from reconciler.service import Pulse, notify
+from reconciler.service import Pulse, notify, reloading
 from reconciler.tempo import Tempo
 from reconciler.triggers import Sights, triggers
 from reconciler.verbs import record
@@ -121,6 +121,7 @@ class _Daemon:
     def _read(self) -> None:
         if self._wake.is_set():
             return
+        reloading()
         self._read_as = _identity(self._path)
         try:
             self._config, self._error = wiring.load_config(self._path), ""

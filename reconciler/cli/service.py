@@ -17,20 +17,12 @@ from reconciler.cli.node import config_option
 def service(config_file: str | None, *, stop_runtime: bool) -> None:
     """Print a systemd unit for this node's daemon.
 
-    Save it as /etc/systemd/system/reconcile.service. It is hardened as far as this node's backends allow.
+    Save it as /etc/systemd/system/reconcile.service. It is hardened as far as engines allow that outlive the agent.
     """
     from reconciler.service import unit
 
     path = wiring.config_path(config_file)
-    config = wiring.load_config(path)
+    wiring.load_config(path)  # a unit for what cannot be used would only fail later
     # Beside the interpreter that runs this, not what a PATH finds: that may be another version.
     program = Path(sys.executable).with_name("reconcile")
-    engines = (config.backends.docker, config.backends.podman)
-    text = unit(
-        program,
-        path.absolute(),
-        Path(config.state_dir),
-        containers=any(settings is not None and settings.enabled for settings in engines),
-        stop_runtime=stop_runtime,
-    )
-    click.echo(text, nl=False)
+    click.echo(unit(program, path.absolute(), stop_runtime=stop_runtime), nl=False)

@@ -228,6 +228,28 @@ def _show(root: str, path: str) -> None:
     mount(path, str(shown), flags=MS_BIND | MS_REC)
 
 
+def open_socket_folder(folder: str, *, capped: bool, user: int) -> None:
+    """Let an engine make its socket in the folder that it shares with the agent. Fine if it was done before.
+
+    Args:
+        folder: the agent's own.
+        capped: whether it is to be a small tmpfs; else it stays a folder of the host.
+        user: of the engine; 0 for the agent's own.
+
+    Raises:
+        OSError: this host does not permit it.
+    """
+    if not capped:
+        if user:
+            os.chown(folder, user, user)
+    elif not os.path.ismount(folder):
+        _mount_capped(folder)
+
+
+def _mount_capped(folder: str) -> None:
+    mount("reconcile", folder, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, SOCKET_FOLDER)
+
+
 # --- a user of its own --------------------------------------------------------------------------------------------
 
 
@@ -278,6 +300,23 @@ def probe(folder: str) -> dict[str, Any]:
     return {"namespaces": namespaces, "root": root, "user": user, "refused": list(refused), "capped": _can_cap(folder)}
 
 
+def mounts_end_with_us() -> bool:
+    """Whether this process was given mounts of its own that nobody outside follows.
+
+    As systemd does for ProtectSystem= and its like, anew at every start: a socket's folder that the next agent does not
+    have would take the runtime from it. Such mounts follow the host's (`master:` in proc_pid_mountinfo(5)), and are not
+    those of the first process.
+    """
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    root = next((fields for fields in map(str.split, lines) if fields[4] == "/"), [])
+    if not any(field.startswith("master:") for field in root[6:]):
+        return False
+    try:
+        return not Path("/proc/self/ns/mnt").samefile("/proc/1/ns/mnt")
+    except OSError:
+        return False
+
+
 def _try(namespaces: str, *, root: str = "", user: int = 0) -> None:
     unshare(namespaces, mounts=bool(root))
     if root:
@@ -317,8 +356,10 @@ def _works(attempt: Any, user: int = 0) -> bool:
 
 
 def _can_cap(folder: str) -> bool:
+    if mounts_end_with_us():
+        return False
     try:
-        mount("reconcile", folder, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, SOCKET_FOLDER)
+        _mount_capped(folder)
     except OSError:
         return False
     unmount(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
+from runtime.backends.native_confinement import mounts_end_with_us
 from schemas.digests import digest_bytes, digest_text
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Permissions:
 
     def _asked(self) -> str:
         """What an answer holds for."""
-        return digest_text(f"{boot_id()}|{os.geteuid()}|{[digest_bytes(part.read_bytes()) for part in PARTS]}")
+        where = f"{boot_id()}|{os.geteuid()}|{mounts_end_with_us()}"
+        return digest_text(f"{where}|{[digest_bytes(part.read_bytes()) for part in PARTS]}")
 
     def remember(self) -> None:
         """Spare the next process the question, which takes 100 ms. Only where something is created anyway (I9)."""

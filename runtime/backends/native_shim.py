@@ -30,13 +30,9 @@ if not __package__:
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from runtime.backends.native_confinement import (
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
-    SOCKET_FOLDER,
     drop_privileges,
     enter_root,
-    mount,
+    open_socket_folder,
     prctl,
     probe,
     unmount,
@@ -311,8 +307,7 @@ def supervise(path: Path, report: Callable[[str], None]) -> int:
     group = Group(spec["group"])
     if len(spec["refused"]) < CONTROLLERS:
         group.make(memory=spec["memory"], pids=spec["pids"], cpus=spec["cpus"])
-    if spec["capped"] and not os.path.ismount(spec["folder"]):
-        mount("reconcile", spec["folder"], "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, SOCKET_FOLDER)
+    open_socket_folder(spec["folder"], capped=spec["capped"], user=spec["user"])
     kills = oom_kills(group)
     try:
         engine = start_engine(spec, printed, group)

@@ -175,11 +175,16 @@ def serve(options: argparse.Namespace) -> NoReturn:
         server = Server(params)
     except RuntimeError as error:
         raise LoadError(f"cannot load model '{model}' or bind '{options.socket}': see llama.cpp's log") from error
+    # The kernel may give a signal to any of the server's threads, as it does when systemd ends a machine: it stops all
+    # processes, signals them, and lets them go on. Python's handlers run in this thread only, which would sleep on.
+    woken, written = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     print(f"llamacpp_server: serving '{model}' on {server.listening_address}", file=sys.stderr, flush=True)
     while True:
-        signal.pause()
+        os.read(woken, 1)
 
 
 def end_at_once() -> None:

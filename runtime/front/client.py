@@ -151,8 +151,20 @@ class Client(asyncio.Protocol):
         self._upstream = Upstream(self, self._relay, route)
         self._relay.start(self._upstream.ask(self._reader.method, self._reader.target, body))
 
+    def dismiss(self) -> None:
+        """Nothing is waited for any more: no runtime, and no request."""
+        if self._busy:
+            if self._upstream is None:
+                self._wait(self._relay.route())
+        elif self._reader.begun and not self._lingering:
+            self._refuse(unavailable(self._relay.route(), "this front ends"))
+        elif not self._lingering:
+            self._close()
+
     def _wait(self, route: Route) -> None:
-        if route.state == "none":
+        if self._relay.leaving:
+            self._answer(unavailable(route, "this front ends"))
+        elif route.state == "none":
             self._answer(unavailable(route, "nothing serves on this node now"))
         elif self._reader.target in NOT_HELD:
             self._answer(unavailable(route, "the runtime is being replaced"))

@@ -5,7 +5,7 @@ clients of the front before it, if there is one, never meet a closed door, and t
 
 Files in its folder: `settings.json` (read), `lock`, `state.json` (which socket it has bound), `control.sock`,
 `front.log`.
-Signals: SIGTERM and SIGINT end it after its last answer.
+Signals: SIGTERM and SIGINT end it after the last answer that the runtime gives it; what only waits is refused.
 """
 
 from __future__ import annotations
@@ -127,6 +127,8 @@ class Front:
                 self.retire()
         await asyncio.sleep(LEAVE_SECONDS)
         self._servers.pop().close()
+        if self.relay.leaving:
+            self.relay.dismiss()  # who came meanwhile
         await self.relay.deserted()
         self._servers.pop().close()
 
@@ -136,9 +138,10 @@ class Front:
         self._retired.set()
 
     def leave(self) -> None:
-        """Retire, and take the address away."""
+        """Take the address away, and end with the answers that the runtime still gives: a machine may be going down."""
         if self._is_mine():
             self._place.address.unlink(missing_ok=True)
+        self.relay.dismiss()
         self.retire()
 
     def _is_mine(self) -> bool:

@@ -53,6 +53,8 @@ class Relay:
         self.settings = settings
         self.retiring = False
         """Another front has taken the address: connections end with their answers."""
+        self.leaving = False
+        """No front comes after this one: nothing waits for a runtime any more."""
         self.counts: Counter[str] = Counter()
         self.clients: set[Client] = set()
         self.left = asyncio.Event()
@@ -127,6 +129,12 @@ class Relay:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def dismiss(self) -> None:
+        """Let go of every client that has no request at the runtime; those that have get its answer."""
+        self.retiring = self.leaving = True
+        for client in tuple(self.clients):
+            client.dismiss()
 
     async def deserted(self) -> None:
         """Until no client is left."""

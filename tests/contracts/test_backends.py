@@ -412,6 +412,18 @@ class TestNative(GpuContract, RealBackendContract):
         assert not [place for place in places if place.exists()]
         assert not spec.socket_folder.is_mount()
 
+    def test_an_engine_serves_from_a_folder_that_cannot_be_capped(self, harness: NativeHarness) -> None:
+        """Also as a user of its own, to whom a folder of the host is closed; what is not enforced is said (I10)."""
+        harness.attach().create(harness.spec("a1"))
+        remembered = harness.folder / "a" / "run" / "namespaces"
+        answer = json.loads(remembered.read_text())
+        remembered.write_text(json.dumps({**answer, "permitted": {**answer["permitted"], "capped": False}}))
+        backend, spec = harness.attach(), harness.spec("a2")
+        assert "socket-size" in backend.not_enforced()
+        spec.socket_folder.chmod(0o700)
+        run(harness, backend, spec)
+        assert not spec.socket_folder.is_mount()
+
     def test_what_a_machine_permits_is_asked_again_only_by_another(self, harness: NativeHarness) -> None:
         """The answer is remembered for this boot, user and program; a stale or damaged one counts for nothing."""
         harness.attach().create(harness.spec("a1"))

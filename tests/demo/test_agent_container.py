@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,10 @@ import pytest
 from model_server import serving
 from telling import DemoError
 
+from tests.support import nvml
 from tests.support.containers import BUILD
+from tests.support.front import eventually
+from tests.support.nvml import StandIn
 from tests.support.quiet_demo import QuietDemo
 
 if TYPE_CHECKING:
@@ -28,6 +32,29 @@ pytestmark = pytest.mark.skipif(
 
 PATIENCE = 120
 """Seconds for what takes five on a quiet machine."""
+
+READY = "Ready True Serving"
+"""What an agent logs after a pass that found all well, once."""
+
+WHOSE = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from reconciler.cli import wiring
+from reconciler.identity import node_address
+from reconciler.observe import _attributed
+from reconciler.state_dir import StateDir
+from schemas.observation import Present
+
+config = wiring.load_config(Path(sys.argv[1]))
+state = StateDir(Path(config.state_dir))
+node = node_address(state)
+backends = wiring.build_backends(config, state, node, wiring.host())
+seen = {"docker": Present(tuple(replace(item, gpus=("GPU-1",)) for item in backends["docker"].list()))}
+machine = _attributed(wiring.build_hardware(config, state, node).read(), seen, backends)
+print(json.dumps({process.pid: process.instance for gpu in machine.gpus for process in gpu.processes}))
+"""
+"""Asked in the agent's container. Without NVIDIA's toolkit an engine gives no GPU: here it is as if it had."""
 
 RIGHTS = (
     *("--read-only", "--tmpfs=/tmp", "--security-opt=no-new-privileges", "--security-opt=apparmor=unconfined"),
@@ -49,6 +76,8 @@ class Contained(QuietDemo):
     name: str
     agent_image: str
     socket: str
+    driver: StandIn | None = None
+    """A GPU's driver that the agent's container is given."""
 
     @property
     def node(self) -> Path:
@@ -71,6 +100,18 @@ class Contained(QuietDemo):
             f"--volume={self.config.parent}:{self.config.parent}",
             f"--volume={self.repo}:{self.repo}:ro",
             f"--volume={self.socket}:/var/run/docker.sock",
+            *(self.gpu_options(self.driver) if self.driver is not None else ()),
+        ]
+
+    @staticmethod
+    def gpu_options(driver: StandIn) -> list[str]:
+        """What `--gpus all` would bring of a driver."""
+        return [
+            f"--volume={nvml.library().parent}:/opt/driver:ro",
+            "--env=LD_LIBRARY_PATH=/opt/driver",
+            f"--volume={driver.path}:{nvml.SIGN}:ro",
+            f"--volume={driver.path.parent}:{driver.path.parent}:ro",
+            f"--env=NVML_STANDIN={driver.path}",
         ]
 
     def once(self, *arguments: str, pids: tuple[str, ...] = ("--pid=host",)) -> subprocess.CompletedProcess[str]:
@@ -80,7 +121,16 @@ class Contained(QuietDemo):
 
     def start(self) -> None:
         """The daemon."""
-        docker("run", "--detach", f"--name={self.name}", *self.options(), self.agent_image)
+        restarts = "--restart=unless-stopped"
+        docker("run", "--detach", f"--name={self.name}", restarts, *self.options(), self.agent_image)
+
+    def process(self) -> int:
+        """The agent's, as the host numbers it; 0 while it does not run."""
+        return int(docker("inspect", "--format={{.State.Pid}}", self.name))
+
+    def ask(self, *arguments: str) -> str:
+        """What a command prints in the agent's container."""
+        return docker("exec", self.name, "reconcile", *arguments)
 
     def told(self) -> dict[str, Any]:
         """The published status: a file that the host reads where the container wrote it."""
@@ -103,7 +153,7 @@ class Contained(QuietDemo):
 
     def said(self) -> str:
         """The end of what the daemon printed."""
-        done = subprocess.run(["docker", "logs", "--tail=40", self.name], capture_output=True, text=True, check=False)
+        done = subprocess.run(["docker", "logs", "--tail=200", self.name], capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
     def engine(self) -> tuple[str, str, bool]:
@@ -167,16 +217,19 @@ def test_an_agent_in_a_container(contained: Contained) -> None:
     contained.start()
     assert contained.await_serving("tiny:v1")["notEnforced"] == [], "the socket folder is capped, from in there"
     first = contained.complete("Hello")
-    examined = json.loads(docker("exec", contained.name, "reconcile", "doctor", "--json"))
+    examined = json.loads(contained.ask("doctor", "--json"))
     found = [check["message"] for check in examined["checks"] if check["subject"] == "docker"]
     assert any("the agent is a container itself" in message for message in found)
 
     contained.approve("v2")
     contained.publish("tiny v2")
-    docker("exec", contained.name, "reconcile", "notify")
+    contained.ask("notify")
     before = contained.await_serving("tiny:v2")
     second, engine = contained.complete("Hello"), contained.engine()
     assert second != first, "another model answers differently"
+    assert "tiny:v2" in contained.ask("status")
+    assert "tiny:v2" in contained.ask("why", "tiny:v2")
+    is_killed(contained, before, second)
 
     docker("rm", "--force", contained.name)
     assert contained.engine() == engine, "the runtime outlives its agent's container"
@@ -188,8 +241,53 @@ def test_an_agent_in_a_container(contained: Contained) -> None:
     assert contained.engine() == engine, "and leaves alone what it cannot judge"
 
     (contained.node / "status.json").unlink()
+    contained.agent_image = another(contained.agent_image)
     contained.start()
     after = contained.await_serving("tiny:v2")
     assert contained.engine() == engine, "adopted, not started again"
     assert after["receipt"] == before["receipt"]
     assert contained.complete("Hello") == second
+    sees_who_computes(contained)
+    assert contained.engine() == engine
+
+
+def is_killed(contained: Contained, before: Mapping[str, Any], answer: str) -> None:
+    """SIGKILL of the agent: Docker starts its container again, and the runtime is adopted."""
+    engine, agent, passes = contained.engine(), contained.process(), contained.said().count(READY)
+    os.kill(agent, signal.SIGKILL)
+    eventually(lambda: contained.said().count(READY) > passes, "another agent has looked", seconds=PATIENCE)
+    assert contained.process() not in (0, agent)
+    assert contained.await_serving("tiny:v2")["receipt"] == before["receipt"]
+    assert contained.engine() == engine
+    assert contained.complete("Hello") == answer
+
+
+def another(image: str) -> str:
+    """A newer image, as far as Docker can tell."""
+    built = subprocess.run(
+        ["docker", "build", "--quiet", "-"],
+        input=f"FROM {image}\nLABEL newer=yes\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return built.stdout.strip()
+
+
+def sees_who_computes(contained: Contained) -> None:
+    """A driver's process ids mean the same to the agent: the runtime's are told from a stranger's."""
+    folder = contained.folder / "driver"
+    folder.mkdir()
+    contained.driver = StandIn(folder / "state")
+    (name,) = (path.name for path in (contained.node / "run").iterdir() if path.name.startswith("reconcile-"))
+    computes = int(docker("inspect", "--format={{.State.Pid}}", name))
+    contained.driver.processes = [("GPU-1", computes, 2**30), ("GPU-1", os.getpid(), 2**20)]
+    contained.driver.write()
+    docker("rm", "--force", contained.name)
+    (contained.node / "status.json").unlink()
+    contained.start()
+    contained.await_serving("tiny:v2")
+    (gpu,) = json.loads(contained.ask("status", "--json"))["hardware"]["gpus"]
+    assert {item["pid"] for item in gpu["processes"]} == {computes, os.getpid()}
+    told = docker("exec", contained.name, "/opt/reconcile/bin/python3", "-c", WHOSE, str(contained.config))
+    assert json.loads(told) == {str(computes): name, str(os.getpid()): ""}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import os
@@ -140,6 +141,18 @@ def test_a_signal_ends_it_at_once(server: tuple[subprocess.Popen[str], Path], nu
     assert time.monotonic() - started < 10
     assert not path.exists()
     stream.close()
+
+
+def test_a_signal_that_another_thread_gets_ends_it_too(server: tuple[subprocess.Popen[str], Path]) -> None:
+    """Of a process that was stopped and goes on, any thread may get it: so does systemd end a machine."""
+    process, path = server
+    assert ask(path, "/health") == {"status": "ok"}
+    others = {int(task.name) for task in Path(f"/proc/{process.pid}/task").iterdir()} - {process.pid}
+    assert others, "it has threads of its own"
+    library = ctypes.CDLL(None, use_errno=True)
+    assert library.tgkill(process.pid, min(others), int(signal.SIGTERM)) == 0
+    assert process.wait(timeout=60) == 0
+    assert not path.exists()
 
 
 def test_takes_over_the_socket_of_a_dead_predecessor(model: Path, tmp_path: Path) -> None:

@@ -463,3 +463,24 @@ def test_a_front_ends_by_itself_when_its_address_is_gone(stage: Stage, tmp_path:
     """A node that was taken apart leaves no process behind."""
     (tmp_path / "front.sock").unlink()
     eventually(lambda: not stage._thread.is_alive(), "it ends")
+
+
+def test_a_front_that_is_told_to_end_waits_for_the_runtime_only(stage: Stage) -> None:
+    """A machine that is switched off waits for it: what the runtime was asked is answered, all else is let go."""
+    slowly = Slowly()
+    stage.engine("a", slowly)
+    stage.lead()
+    with stage.asking() as streaming, dial(stage.address) as idle, dial(stage.address) as begun:
+        assert slowly.begun.wait(60)
+        stage.lead("holding")
+        begun.sendall(question()[:20])
+        with stage.asking() as held:
+            eventually(lambda: stage.stats()["held"] == 1 and stage.stats()["connections"] == 4, "all are there")
+            stage.call(stage._front.leave)
+            assert Answer(held).status == 503
+            assert Answer(begun).status == 503
+            assert idle.recv(1) == b""
+        for _ in range(3):
+            slowly.step.release()
+        assert Answer(streaming).whole
+    eventually(lambda: not stage._thread.is_alive(), "it ends when the runtime has answered")

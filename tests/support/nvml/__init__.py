@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).with_name("standin.c")
 GIB = 2**30
+SIGN = nvml.SIGNS[0]
+"""A device that is there where a driver is."""
 
 
 @dataclass(frozen=True, slots=True)
