@@ -161,7 +161,7 @@ class _Daemon:
             wired as reconciler,
             listening(state.run / CONTROL_SOCKET, self._audience),
             triggers(wake, sights) as renew,
-            wiring.observed(config, lambda: self._pass(config, reconciler)) as run_pass,
+            wiring.observed(config, lambda: self._pass(config, reconciler), reconciler.shows) as run_pass,
         ):
             self._proven = config
             if _identity(self._path) != self._read_as:

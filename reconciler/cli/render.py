@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from reconciler.cli.console import duration, paint, plural, relative_time, size, table
+from reconciler.cli.steps import plan_lines, wanted_line
 from schemas.digests import short
 from schemas.plan import (
     CRASH_LOOPING,
@@ -236,6 +237,7 @@ def status_text(status: NodeStatus, now: datetime) -> str:
         f"{paint('Node', 'bold')}      {status.node}",
         f"Network   {status.network}" + (f", account {status.account}" if status.account else ""),
         f"Snapshot  {_snapshot_line(status, now)}",
+        f"Wanted    {wanted_line(status.wanted)}",
         f"Serving   {_serving_line(status, now)}",
     ]
     if status.serving is not None and status.serving.proof is not None:
@@ -251,6 +253,7 @@ def status_text(status: NodeStatus, now: datetime) -> str:
             lines.append(f"Isolation not enforced here: {', '.join(status.serving.not_enforced)}")
     lines += ["", *_condition_lines(status, now), "", *drift_lines(status.drift), *_model_lines(status, now)]
     lines += _held_lines(status.held, now)
+    lines += plan_lines(status.plan, now)
     if status.store is not None:
         lines += ["", *_store_lines(status.store)]
     machine = status.hardware

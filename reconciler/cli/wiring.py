@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from runtime.nvml import Nvml
     from schemas.node import ContainerBackend, NodeConfig, Notification
     from schemas.ports import Ports, Stop
+    from schemas.status import NodeStatus
     from schemas.target import BackendName
 
 CONFIG_LIMIT = 2**18
@@ -391,8 +392,15 @@ def import_bundle(config: NodeConfig, path: Path, progress: Progress, stop: Stop
 
 
 @contextmanager
-def observed(config: NodeConfig, run_pass: Callable[[], PassResult]) -> Iterator[Callable[[], PassResult]]:
+def observed(
+    config: NodeConfig, run_pass: Callable[[], PassResult], shows: Callable[[Callable[[NodeStatus], None]], None]
+) -> Iterator[Callable[[], PassResult]]:
     """A daemon's pass, watched and told of as the configuration asks for.
+
+    Args:
+        config: the node's configuration.
+        run_pass: one pass.
+        shows: has somebody told of each status, also in the middle of a pass.
 
     Raises:
         ConfigError: the address of `telemetry.listen` cannot be listened on.
@@ -405,7 +413,7 @@ def observed(config: NodeConfig, run_pass: Callable[[], PassResult]) -> Iterator
     def journal() -> Journal:
         return open_journal(state, readonly=True)
 
-    with watched(config.telemetry, state, journal, build_notifier(config, state), run_pass) as run:
+    with watched(config.telemetry, state, journal, build_notifier(config, state), run_pass, shows) as run:
         yield run
 
 
