@@ -120,6 +120,7 @@ class opened:  # noqa: N801 - reads as the context manager that it is
         self._lookout, self._tempo, self._config_error = lookout, tempo, config_error
 
     def __enter__(self) -> Reconciler:
+        from reconciler.belonging import remember
         from reconciler.cli.progress import display
         from reconciler.loop import Reconciler
         from reconciler.tracing import traced
@@ -138,6 +139,7 @@ class opened:  # noqa: N801 - reads as the context manager that it is
                 advance(subject, done, total)
 
             node = wiring.build_node(self._config, self._journal, ports=ports, progress=advanced)
+            remember(self._config, self._journal)
             self._traces = traced(self._config, node.node_id, wiring.agent_version())
             tracer = self._traces.__enter__()
         except BaseException:
