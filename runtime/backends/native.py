@@ -22,7 +22,7 @@ from runtime import logs
 from runtime.backends import native_drift as drift
 from runtime.backends import native_processes as processes
 from runtime.backends.native_confinement import unmount
-from runtime.backends.native_group import Group
+from runtime.backends.native_group import Group, sweep
 from runtime.backends.native_permissions import SHIM, Permissions, boot_id, read
 from runtime.gpu_locks import claim
 from runtime.interfaces import SOCKET_NAME, EngineView
@@ -290,7 +290,8 @@ class NativeBackend:
     # --- inside: life ---------------------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
-        """Remove folders that a crash left before their spec was written: nothing can have been started from them."""
+        """Remove what a crash left: folders without a spec, from which nothing can have been started; empty groups."""
+        sweep()
         for name in self._names():
             if not (self._folder / name / "spec.json").exists():
                 self._ports.files.remove(self._folder / name)
