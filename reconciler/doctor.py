@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from desired_state.keys import read_key_file
+from reconciler.control import CONTROL_SOCKET
 from reconciler.inquiry import git_source
 from reconciler.published import read_status
 from reconciler.source import current_trust
@@ -30,11 +31,18 @@ if TYPE_CHECKING:
     from schemas.node import ContainerBackend, NodeConfig
     from schemas.observation import Gpu, Hardware
     from schemas.ports import Ports
+    from schemas.status import NodeStatus
 
 Verdict = Literal["ok", "warning", "failure"]
 
 OLDEST_API: Final = (1, 41)
 """Docker 20.10's and Podman 4's: the oldest that the backends are tested with."""
+
+SILENT_SECONDS: Final = 15 * 60
+"""A daemon with nothing to do says so every minute, and one that asks in vain every ten."""
+
+LONG_SECONDS: Final = 2 * 3600
+"""A start may take half an hour, and says nothing meanwhile; downloads say how far they are."""
 
 SOON_SECONDS: Final = 7 * 86400
 """An expiry that is nearer than this is worth a warning."""
@@ -75,6 +83,7 @@ def examine(patient: Patient) -> Iterator[Check]:
     yield from _state(state)
     if not state.root.is_dir():
         return
+    yield _daemon(patient, state)
     yield from _journal(patient, state)
     yield from _disk(patient, state)
     yield _clock(patient)
@@ -87,7 +96,7 @@ def examine(patient: Patient) -> Iterator[Check]:
         yield from _native(patient)
     yield from _gpus(patient)
     if patient.front is not None:
-        yield _front(patient.front)
+        yield _front(patient.front, read_status(state))
 
 
 # --- the node's own folder ----------------------------------------------------------------------------------------
@@ -116,17 +125,38 @@ def _state(state: StateDir) -> Iterator[Check]:
         )
     else:
         yield Check("identity", "ok", address)
-    yield _daemon(state)
 
 
-def _daemon(state: StateDir) -> Check:
+def _daemon(patient: Patient, state: StateDir) -> Check:
     try:
         holder = state.holder()
     except OSError as error:
         return Check("daemon", "warning", f"{state.lock_file}: {error.strerror}", "look at its owner and mode")
     if holder is None:
         return Check("daemon", "ok", "none runs: passes are made by hand, or by a timer")
-    return Check("daemon", "ok", f"process {holder} holds the state directory")
+    text = f"process {holder} holds the state directory"
+    silent = _silence(patient, state)
+    if silent:
+        mend = "its log says what it waits for; stop it and start it again: what serves goes on meanwhile"
+        return Check("daemon", "failure", f"{text}, and {silent}", mend)
+    if not (state.run / CONTROL_SOCKET).is_socket():
+        mend = "a pass by hand holds it until it has ended; a daemon opens the socket again at its next pass"
+        return Check("daemon", "warning", f"{text}, and nothing answers questions in {state.run}", mend)
+    return Check("daemon", "ok", text)
+
+
+def _silence(patient: Patient, state: StateDir) -> str:
+    """For how long whoever holds the node has said nothing, where that is too long."""
+    status = read_status(state)
+    if status is None:
+        return ""
+    seconds = (patient.ports.clock.now() - status.updated_at).total_seconds()
+    step = status.plan.running if status.plan is not None else None
+    if step is not None:
+        # One step may take as long as its own time bound says.
+        return f"{step.id} has said nothing for {seconds / 60:.0f} minutes" if seconds > LONG_SECONDS else ""
+    bound = max(SILENT_SECONDS, 2 * patient.config.interval)
+    return f"has said nothing for {seconds / 60:.0f} minutes" if seconds > bound else ""
 
 
 def _journal(patient: Patient, state: StateDir) -> Iterator[Check]:
@@ -334,7 +364,10 @@ def _native(patient: Patient) -> Iterator[Check]:
     yield Check("native", "ok", text)
 
 
-def _front(front: Front) -> Check:
+def _front(front: Front, status: NodeStatus | None) -> Check:
     if front.counts() is not None:
         return Check("front", "ok", f"takes clients at {front.address}")
+    if status is not None and status.serving is not None:
+        mend = "a pass starts it again: `reconcile`, or `reconcile notify`; see `reconcile logs` if it does not"
+        return Check("front", "failure", f"{status.serving.model} serves, and nobody answers at {front.address}", mend)
     return Check("front", "ok", "does not run: it is started with the first instance that has passed its probe")

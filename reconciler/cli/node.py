@@ -379,6 +379,9 @@ def _change(config_file: str | None, question: Question) -> int:
     try:
         return ask(state, question).count
     except DaemonUnreachable:
+        if (holder := state.holder()) is not None:
+            text = f"process {holder} works on this node and does not answer: it counts from its next pass on"
+            click.echo(f"warning: {text} (`reconcile doctor`)", err=True)
         # Read-only first: a journal must exist, it is not made here.
         wiring.open_journal(state, readonly=True).close()
         with closing(wiring.open_journal(state, readonly=False)) as journal:
