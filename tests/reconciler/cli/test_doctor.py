@@ -165,7 +165,8 @@ def test_a_daemon_that_hangs_is_found(machine: Machine) -> None:
     begun = status.plan.model_copy(update={"ended_at": None, "steps": (step,)})
 
     def said(seconds: float, *, working: bool, code: int = 0) -> dict[str, str]:
-        when = {"updated_at": NOW - timedelta(seconds=seconds), "plan": begun if working else status.plan}
+        plan = begun if working else status.plan
+        when = {"updated_at": NOW - timedelta(seconds=seconds), "plan": plan, "serving": None}
         state.status.write_text(status.model_copy(update=when).to_json())
         return checks(machine, code=code)["daemon"][0]
 
