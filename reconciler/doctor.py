@@ -20,7 +20,7 @@ from reconciler.source import current_trust
 from reconciler.state_dir import StateDir
 from runtime.backends.containment import read_own_container
 from runtime.backends.describe import describe
-from schemas.errors import ReconcileError
+from schemas.errors import BackendUnavailable, ReconcileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -359,6 +359,11 @@ def _native(patient: Patient) -> Iterator[Check]:
         yield Check("native", "warning", f"not enforced here, and not allowed: {', '.join(refused)}", mend)
     else:
         yield Check("native", "ok", f"not enforced here, and allowed: {', '.join(missing) or 'nothing'}")
+    try:
+        patient.backends["native"].list()
+    except BackendUnavailable as error:
+        mend = "where it names a file: stop what runs there (`kill` its engine), and remove that file's folder"
+        yield Check("native", "failure", error.message, mend)
     found = [f"{seen.engine} {seen.version}" for engine in patient.engines.values() if (seen := engine.native())]
     text = ", ".join(found) or "no engine beside this agent; a runtime may bring an environment of its own"
     yield Check("native", "ok", text)

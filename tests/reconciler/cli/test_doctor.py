@@ -123,6 +123,12 @@ def _no_room(machine: Machine) -> None:
     machine.config.write_text(machine.config.read_text() + "policy: {reserve: 900TiB}\n")
 
 
+def _damaged_instance(machine: Machine) -> None:
+    folder = machine.folder / "state" / "run" / "instances" / "reconcile-testnet-a1"
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text("{")
+
+
 @pytest.mark.parametrize(
     ("harm", "subject", "words"),
     [
@@ -132,6 +138,7 @@ def _no_room(machine: Machine) -> None:
         (_broken_journal, "journal", "state.db"),
         (_no_docker, "docker", "start dockerd"),
         (_nobody_home, "podman", "is podman running?"),
+        (_damaged_instance, "native", "remove that file's folder"),
         (_no_room, "disk", "reconcile gc --dry-run"),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
