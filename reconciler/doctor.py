@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from desired_state.keys import read_key_file
 from reconciler.control import CONTROL_SOCKET
 from reconciler.inquiry import git_source
-from reconciler.published import read_status
+from reconciler.published import read_status, silence
 from reconciler.source import current_trust
 from reconciler.state_dir import StateDir
 from runtime.backends.containment import read_own_container
@@ -37,12 +37,6 @@ Verdict = Literal["ok", "warning", "failure"]
 
 OLDEST_API: Final = (1, 41)
 """Docker 20.10's and Podman 4's: the oldest that the backends are tested with."""
-
-SILENT_SECONDS: Final = 15 * 60
-"""A daemon with nothing to do says so every minute, and one that asks in vain every ten."""
-
-LONG_SECONDS: Final = 2 * 3600
-"""A start may take half an hour, and says nothing meanwhile; downloads say how far they are."""
 
 SOON_SECONDS: Final = 7 * 86400
 """An expiry that is nearer than this is worth a warning."""
@@ -135,7 +129,7 @@ def _daemon(patient: Patient, state: StateDir) -> Check:
     if holder is None:
         return Check("daemon", "ok", "none runs: passes are made by hand, or by a timer")
     text = f"process {holder} holds the state directory"
-    silent = _silence(patient, state)
+    silent = silence(state, patient.config.interval, patient.ports.clock.now())
     if silent:
         mend = "its log says what it waits for; stop it and start it again: what serves goes on meanwhile"
         return Check("daemon", "failure", f"{text}, and {silent}", mend)
@@ -143,20 +137,6 @@ def _daemon(patient: Patient, state: StateDir) -> Check:
         mend = "a pass by hand holds it until it has ended; a daemon opens the socket again at its next pass"
         return Check("daemon", "warning", f"{text}, and nothing answers questions in {state.run}", mend)
     return Check("daemon", "ok", text)
-
-
-def _silence(patient: Patient, state: StateDir) -> str:
-    """For how long whoever holds the node has said nothing, where that is too long."""
-    status = read_status(state)
-    if status is None:
-        return ""
-    seconds = (patient.ports.clock.now() - status.updated_at).total_seconds()
-    step = status.plan.running if status.plan is not None else None
-    if step is not None:
-        # One step may take as long as its own time bound says.
-        return f"{step.id} has said nothing for {seconds / 60:.0f} minutes" if seconds > LONG_SECONDS else ""
-    bound = max(SILENT_SECONDS, 2 * patient.config.interval)
-    return f"has said nothing for {seconds / 60:.0f} minutes" if seconds > bound else ""
 
 
 def _journal(patient: Patient, state: StateDir) -> Iterator[Check]:

@@ -183,6 +183,17 @@ def status(config_file: str | None, as_json: bool) -> None:
     from reconciler.cli.render import status_text
 
     click.echo(status_text(seen, _now()))
+    _warn_of_silence(config_file)
+
+
+def _warn_of_silence(config_file: str | None) -> None:
+    """What is shown is what was said last: a daemon that cannot write, or hangs, has nothing newer to show."""
+    from reconciler.published import silence
+
+    config = wiring.load_config(wiring.config_path(config_file))
+    state = _state(config)
+    if state.holder() is not None and (text := silence(state, config.interval, _now())):
+        click.echo(f"warning: the daemon {text}; this may be old: `reconcile doctor`", err=True)
 
 
 def _with_live_counts(seen: NodeStatus, config_file: str | None) -> NodeStatus:

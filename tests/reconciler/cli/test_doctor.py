@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from reconciler.doctor import LONG_SECONDS, SILENT_SECONDS
+from reconciler.published import LONG_SECONDS, SILENT_SECONDS
 from reconciler.state_dir import StateDir
 from runtime.backends.describe import describe
 from runtime.host import SystemClock
@@ -183,6 +183,7 @@ def test_a_daemon_that_hangs_is_found(machine: Machine) -> None:
         assert said(60, working=False)["verdict"] == "ok"
         silent = said(2 * SILENT_SECONDS, working=False, code=1)
         assert (silent["verdict"], "has said nothing for 30 minutes" in silent["message"]) == ("failure", True)
+        assert "has said nothing for 30 minutes" in machine.run("status").output
         assert said(2 * SILENT_SECONDS, working=True)["verdict"] == "ok", "a start takes its time"
         assert "download/a:v1" in said(2 * LONG_SECONDS, working=True, code=1)["message"]
 
