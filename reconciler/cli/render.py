@@ -354,9 +354,10 @@ def _snapshot_line(status: NodeStatus, now: datetime) -> str:
     seen = status.snapshot
     if seen is None:
         return "none accepted yet"
+    ends = "expired" if seen.expires_at <= now else "expires"
     return (
         f"{seen.sequence} (epoch {seen.epoch}, {short(seen.digest)}), {len(seen.signers)} signers, "
-        f"accepted {relative_time(seen.accepted_at, now)}, expires {relative_time(seen.expires_at, now)}"
+        f"accepted {relative_time(seen.accepted_at, now)}, {ends} {relative_time(seen.expires_at, now)}"
     )
 
 
