@@ -235,7 +235,8 @@ def _pending(finding: Finding) -> tuple[str, str]:
 def _reconciling(finding: Finding) -> tuple[bool | None, str, str]:
     waiting = [held for held in finding.plan.held if held.until is not None]
     if finding.at_work:
-        return True, "Progressing", f"{_actions(finding.plan)} under way: {finding.plan.actions[0].cause}"
+        first = finding.plan.actions[0]
+        return True, "Progressing", f"{_actions(finding.plan)} under way, from {first.id} on: {first.cause}"
     if finding.plan.actions:
         return True, "ChangesPending", f"{len(finding.plan.actions)} actions are due"
     if waiting:
