@@ -14,14 +14,17 @@ from reconciler.cli import wiring
 from reconciler.cli.inventory import inventory_option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from desired_state.files import DocumentFiles
+    from reconciler.desired import Desired
     from reconciler.journal import Journal
     from reconciler.state_dir import StateDir
     from schemas.control import Question
     from schemas.node import NodeConfig
-    from schemas.plan import Plan
+    from schemas.observation import Observed
+    from schemas.plan import Explanation, Plan
     from schemas.status import NodeStatus
 
 config_option = click.option(
@@ -99,7 +102,13 @@ def _plan_fleet(draft: str, inventory: Path, *, as_json: bool) -> None:
     click.echo(made.to_json() if as_json else "\n".join(fleet_lines(made)))
 
 
-def _make_plan(config: NodeConfig, draft: str | None, *, ignore_windows: bool = False) -> tuple[Plan, Exception | None]:
+def _make_plan(
+    config: NodeConfig,
+    draft: str | None,
+    *,
+    ignore_windows: bool = False,
+    looked: Callable[[Desired, Observed], None] = lambda _desired, _observed: None,
+) -> tuple[Plan, Exception | None]:
     from tempfile import TemporaryDirectory
 
     from reconciler.planner import plan as make
@@ -116,6 +125,7 @@ def _make_plan(config: NodeConfig, draft: str | None, *, ignore_windows: bool = 
                 seen = preview(config, journal, ports=ports, scratch=git, agent=wiring.agent_version(), now=now)
         node = wiring.build_node(config, journal, ports=ports, progress=_silent, overlay=seen.documents)
         desired, observed = node.look(seen.digest, verified=seen.verified, cleared=seen.cleared)
+        looked(desired, observed)
         return told(make(desired, observed, config, now, ignore_windows=ignore_windows), seen), seen.refusal
 
 
@@ -266,7 +276,9 @@ def events(config_file: str | None, as_json: bool, follow: bool, limit: int) -> 
 @config_option
 @json_option
 def why(thing: str, config_file: str | None, as_json: bool) -> None:
-    """Explain the decision about THING (a model, `runtime`, `mode`, ...), or about everything.
+    """Explain the decision about THING, or about everything: what is so, why, and why not otherwise.
+
+    THING is a model, `runtime`, `mode`, `gpu`, `front`, a backend, an instance, or a condition such as `Ready`.
 
     Where THING is a reason (`ModelCorrupt`), what it means and what to do about it; that needs no node.
     """
@@ -275,8 +287,20 @@ def why(thing: str, config_file: str | None, as_json: bool) -> None:
     if thing in reasons():
         _explain_reason(thing, as_json=as_json)
         return
-    made, _ = _make_plan(wiring.load_config(wiring.config_path(config_file)), None)
+    config = wiring.load_config(wiring.config_path(config_file))
+    known: list[Explanation] = []
+
+    def looked(desired: Desired, observed: Observed) -> None:
+        from reconciler.explaining import facts
+        from reconciler.published import read_status
+        from reconciler.target import choose
+
+        choice = choose(desired, observed, config, _now())
+        known.extend(facts(thing, desired, observed, choice, config, read_status(_state(config))))
+
+    made, _ = _make_plan(config, None, looked=looked)
     steps = [step for step in made.trace if thing in step.subject] if thing else list(made.trace)
+    steps += [step for step in known if step not in steps]
     held = [item for item in made.held if thing in item.subject]
     actions = [action for action in made.actions if thing in action.id]
     if as_json:
