@@ -249,7 +249,8 @@ def _stalled(finding: Finding, serving: ServingStatus | None) -> tuple[bool | No
         return True, "ConfigError", f"the configuration before goes on: {finding.config_error}"
     stuck = [held for held in finding.plan.held if held.until is None and held.reason not in _WAITING]
     if stuck and (finding.role == "none" or serving is None):
-        return True, stuck[0].reason, "there is no last known good to go back to"
+        lost = finding.role == "none"
+        return True, stuck[0].reason, "there is no last known good to go back to" if lost else stuck[0].message
     # What was given up for it has no time at which it is looked at again: then something else serves.
     looping = [held for held in finding.plan.held if held.reason == CRASH_LOOPING and held.until is not None]
     if looping:
