@@ -61,7 +61,7 @@ class Account:
         self._node, self._underway, self._tempo, self._config_error = node, underway, tempo, config_error
         self._published: NodeStatus | None = None
         self.seen: Callable[[NodeStatus], None] = lambda _: None
-        """Told of each status that is published."""
+        """Told of what is published in the middle of a pass; its end has a result, for whoever wants to know."""
         underway.publishes(self.publish, node.adapters.ports.clock)
 
     def signed(self, status: NodeStatus, *, signed: bool) -> NodeStatus:
@@ -169,7 +169,8 @@ class Account:
         Raises:
             OSError: it cannot be written.
         """
-        self.seen(status)
+        if status.plan is not None and status.plan.ended_at is None:
+            self.seen(status)
         before = self._published
         fresh = before is not None and (status.updated_at - before.updated_at).total_seconds() < STATUS_REFRESH_SECONDS
         if before is not None and fresh and _without_times(before) == _without_times(status) and self._is_there():

@@ -119,7 +119,7 @@ class Reconciler:
         """Whether the last pass ended by an error, and may have left the journal in the middle of it."""
 
     def shows(self, seen: Callable[[NodeStatus], None]) -> None:
-        """Have somebody told of each status, also of those in the middle of a pass."""
+        """Have somebody told of the statuses that are published in the middle of a pass."""
         self._account.seen = seen
 
     def run_pass(self, *, expected: Plan | None = None, ignore_windows: bool = False) -> PassResult:

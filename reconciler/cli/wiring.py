@@ -415,7 +415,7 @@ def observed(
     Args:
         config: the node's configuration.
         run_pass: one pass.
-        shows: has somebody told of each status, also in the middle of a pass.
+        shows: has somebody told of what is published in the middle of a pass.
 
     Raises:
         ConfigError: the address of `telemetry.listen` cannot be listened on.

@@ -41,7 +41,7 @@ def observed(
         journal: opens its journal for reading.
         notifier: tells of events; None where nobody is told.
         run_pass: one pass.
-        shows: has somebody told of each status, also in the middle of a pass.
+        shows: has somebody told of what is published in the middle of a pass.
 
     Raises:
         ConfigError: the address cannot be listened on.

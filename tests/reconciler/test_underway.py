@@ -112,6 +112,17 @@ def test_nothing_is_said_to_serve_that_was_stopped(node: SimulatedNode) -> None:
     assert b"reconcile_serving{" not in metrics.text()
 
 
+def test_who_watches_is_told_in_the_middle_and_not_at_rest(node: SimulatedNode) -> None:
+    """Metrics follow what is under way; a pass with nothing to do tells nobody anything."""
+    node.run(A)
+    told: list[NodeStatus] = []
+    node.reconciler.shows(told.append)
+    node.run()
+    assert told == []
+    node.run(B)
+    assert [status.serving is None for status in told][-1], "the last was told while nothing served"
+
+
 def test_a_retest_does_not_end_readiness(node: SimulatedNode) -> None:
     """What leaves the serving instance as it is leaves the node Ready while it is done."""
     node.run(A)
