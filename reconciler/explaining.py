@@ -14,12 +14,13 @@ from schemas.plan import Explanation
 from schemas.status import CONDITION_TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from reconciler.desired import Desired
     from reconciler.target import Choice
     from schemas.node import NodeConfig
     from schemas.observation import Instance, Observed
+    from schemas.plan import Held
     from schemas.snapshot import ModelSpec
     from schemas.status import NodeStatus
 
@@ -60,6 +61,13 @@ def facts(
             )
         )
     return steps
+
+
+def held_for(thing: str, choice: Choice, held: Sequence[Held]) -> list[Held]:
+    """What is held back of a thing; of the model that should serve, also what holds the runtime, or the whole node."""
+    target = choice.target
+    wide = target is not None and thing.lower() in (target.model, target.model.partition(":")[0])
+    return [item for item in held if thing in item.subject or (wide and item.subject in ("runtime", "node"))]
 
 
 # --- models -------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from schemas.control import Question
     from schemas.node import NodeConfig
     from schemas.observation import Observed
-    from schemas.plan import Explanation, Plan
+    from schemas.plan import Plan
     from schemas.status import NodeStatus
 
 config_option = click.option(
@@ -71,7 +71,7 @@ def plan(
         _plan_fleet(draft or ".", inventory, as_json=as_json)
         return
     config = wiring.load_config(wiring.config_path(config_file))
-    made, refusal = _make_plan(config, draft, ignore_windows=ignore_window)
+    made, refusal = make_plan(config, draft, ignore_windows=ignore_window)
     if out is not None:
         Path(out).write_text(made.to_json() + "\n", encoding="utf-8")
     if as_json:
@@ -102,13 +102,21 @@ def _plan_fleet(draft: str, inventory: Path, *, as_json: bool) -> None:
     click.echo(made.to_json() if as_json else "\n".join(fleet_lines(made)))
 
 
-def _make_plan(
+def make_plan(
     config: NodeConfig,
     draft: str | None,
     *,
     ignore_windows: bool = False,
     looked: Callable[[Desired, Observed], None] = lambda _desired, _observed: None,
 ) -> tuple[Plan, Exception | None]:
+    """A plan as it would be made now, and why the newest snapshot is refused, if it is. Changes nothing (I9).
+
+    Args:
+        config: the node's configuration.
+        draft: a working copy, or a revision of one; None asks the repositories.
+        ignore_windows: as if every maintenance window were open.
+        looked: given both arguments of the decision.
+    """
     from tempfile import TemporaryDirectory
 
     from reconciler.planner import plan as make
@@ -269,66 +277,6 @@ def events(config_file: str | None, as_json: bool, follow: bool, limit: int) -> 
                 click.echo(json.dumps({"formatVersion": "1", **_as_json(event)}) if as_json else event_line(event))
             if not follow or wake.wait(0.5):
                 return
-
-
-@click.command()
-@click.argument("thing", default="")
-@config_option
-@json_option
-def why(thing: str, config_file: str | None, as_json: bool) -> None:
-    """Explain the decision about THING, or about everything: what is so, why, and why not otherwise.
-
-    THING is a model, `runtime`, `mode`, `gpu`, `front`, a backend, an instance, or a condition such as `Ready`.
-
-    Where THING is a reason (`ModelCorrupt`), what it means and what to do about it; that needs no node.
-    """
-    from schemas.errors import reasons
-
-    if thing in reasons():
-        _explain_reason(thing, as_json=as_json)
-        return
-    config = wiring.load_config(wiring.config_path(config_file))
-    known: list[Explanation] = []
-
-    def looked(desired: Desired, observed: Observed) -> None:
-        from reconciler.explaining import facts
-        from reconciler.published import read_status
-        from reconciler.target import choose
-
-        choice = choose(desired, observed, config, _now())
-        known.extend(facts(thing, desired, observed, choice, config, read_status(_state(config))))
-
-    made, _ = _make_plan(config, None, looked=looked)
-    steps = [step for step in made.trace if thing in step.subject] if thing else list(made.trace)
-    steps += [step for step in known if step not in steps]
-    held = [item for item in made.held if thing in item.subject]
-    actions = [action for action in made.actions if thing in action.id]
-    if as_json:
-        document = {
-            "formatVersion": "1",
-            "trace": [json.loads(step.to_json()) for step in steps],
-            "held": [json.loads(item.to_json()) for item in held],
-            "actions": [json.loads(action.to_json()) for action in actions],
-        }
-        click.echo(json.dumps(document))
-        return
-    from reconciler.cli.render import why_text
-
-    click.echo(why_text(steps, held, actions, thing))
-
-
-def _explain_reason(reason: str, *, as_json: bool) -> None:
-    from reconciler.cli.console import paint, say
-    from schemas.errors import reasons
-    from schemas.reasons import RETRY, meaning
-
-    cls = reasons()[reason]
-    what, do = meaning(cls)
-    if as_json:
-        document = {"reason": reason, "meaning": what, "do": do, "exitCode": cls.exit_code, "retry": cls.retry}
-        click.echo(json.dumps({"formatVersion": "1", **document}))
-        return
-    say(f"{paint(reason, 'bold')} (exit code {cls.exit_code}; {RETRY[cls.retry]})", "", what, "", f"What to do: {do}")
 
 
 # --- an operator's hand -------------------------------------------------------------------------------------------

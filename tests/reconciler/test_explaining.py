@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from reconciler.explaining import facts
+from reconciler.explaining import facts, held_for
 from reconciler.planner import plan as make_plan
 from reconciler.published import read_status
 from reconciler.target import choose
@@ -97,3 +97,17 @@ def test_it_contradicts_no_plan(node: SimulatedNode) -> None:
     plan = make_plan(desired, observed, node.config, node.clock.now())
     assert "start/b:v1" in [action.id for action in plan.actions]
     assert "it should serve" in said(node, "b:v1")[-1]
+
+
+def test_what_holds_the_runtime_holds_the_model_that_should_serve(node: SimulatedNode) -> None:
+    """Whoever asks for the model hears of the suspension or the window that keeps it from serving; others do not."""
+    node.journal.set_fact("suspended", "lunch")
+    node.run(C)
+    accepted = node.journal.accepted()
+    assert accepted is not None
+    desired, observed = node.node.look(accepted.digest)
+    choice = choose(desired, observed, node.config, node.clock.now())
+    held = make_plan(desired, observed, node.config, node.clock.now()).held
+    assert [item.reason for item in held_for("c:v1", choice, held)] == ["Suspended"]
+    assert [item.reason for item in held_for("c", choice, held)] == ["Suspended"]
+    assert held_for("a:v1", choice, held) == []
