@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
 from reconciler.control import CONTROL_SOCKET, short
-from schemas.control import ANSWER_LIMIT, ControlDone, ControlFailed, ControlRequest
+from schemas.control import ANSWER_LIMIT, PASSES, ControlDone, ControlFailed, ControlRequest, Validate
 from schemas.errors import DaemonUnreachable
 from schemas.failure import error_of
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.2
 """How often a caller that waits looks whether it should end."""
+ANSWER_SECONDS: Final = 10.0
+"""Within which what is only recorded is answered: milliseconds, and a journal that is busy waits for five seconds."""
 
 
 def ask(
@@ -41,7 +44,7 @@ def ask(
         stop: gives up waiting; what was asked for is done all the same.
 
     Raises:
-        DaemonUnreachable: no daemon listens here, or it ended before it answered.
+        DaemonUnreachable: no daemon listens here, it hangs, or it ended before it answered.
         InterruptedError: `stop` was set.
         ReconcileError: the daemon refused, or failed; with its reason.
     """
@@ -56,7 +59,9 @@ def ask(
             raise DaemonUnreachable(
                 f"no daemon listens on {path}", hint="`reconcile --watch` does; `reconcile` looks by itself"
             ) from error
-        for line in _lines(connection, stop):
+        # What is only recorded needs no pass: whoever says nothing for that long does not live.
+        waits = isinstance(question, (*PASSES, Validate))
+        for line in _lines(connection, stop, None if waits else ANSWER_SECONDS):
             event = json.loads(line)
             if event["event"] == "failed":
                 raise error_of(ControlFailed.model_validate_json(line).failure)
@@ -75,8 +80,9 @@ def _done(line: bytes) -> ControlDone:
         ) from error
 
 
-def _lines(connection: socket.socket, stop: Stop | None) -> Iterator[bytes]:
-    connection.settimeout(_LOOK_SECONDS if stop is not None else None)
+def _lines(connection: socket.socket, stop: Stop | None, limit: float | None) -> Iterator[bytes]:
+    connection.settimeout(_LOOK_SECONDS if stop is not None else limit)
+    begun = time.monotonic()
     content = b""
     while True:
         try:
@@ -84,6 +90,9 @@ def _lines(connection: socket.socket, stop: Stop | None) -> Iterator[bytes]:
         except TimeoutError:
             if stop is not None and stop.is_set():
                 raise InterruptedError("it was given up") from None
+            if limit is not None and time.monotonic() - begun >= limit:
+                hint = "`reconcile doctor` says for how long it has said nothing"
+                raise DaemonUnreachable("the daemon does not answer", hint=hint) from None
             continue
         except OSError:
             return

@@ -219,35 +219,77 @@ def _line(answer: ControlDone | ControlFailed) -> progress.Event:
 
 
 @contextmanager
-def listening(path: Path, audience: Audience) -> Iterator[None]:
+def listening(path: Path, audience: Audience) -> Iterator[Callable[[], None]]:
     """Serve the control socket for as long as the context lasts. Whoever holds the state directory does.
 
     Args:
         path: the socket. One that a dead daemon left is replaced.
         audience: takes the questions.
+
+    Yields:
+        What is to be called now and then: it opens the socket again where somebody removed it.
     """
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+    door = _Door(path, audience)
+    door.open()
+    try:
+        yield door.renew
+    finally:
+        door.close()
+
+
+class _Door:
+    """The socket, and the thread that answers it."""
+
+    def __init__(self, path: Path, audience: Audience) -> None:
+        self._path, self._audience = path, audience
+        self._listener: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._inode = 0
+
+    def open(self) -> None:
+        """Listen. Where that is impossible the node is looked after all the same, and who asks is told."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with short(path) as address:
+            self._path.unlink(missing_ok=True)
+            with short(self._path) as address:
                 listener.bind(address)
-            path.chmod(0o600)
+            self._path.chmod(0o600)
             listener.listen(MOST_CONNECTIONS)
+            self._inode = self._path.stat().st_ino
         except OSError as error:
-            # The node is looked after all the same; who asks is told that nobody listens.
-            LOG.warning("%s cannot be used: %s", path, error)
-            yield
+            listener.close()
+            LOG.warning("%s cannot be used: %s", self._path, error)
             return
-        thread = threading.Thread(target=_accept, args=(listener, audience), name="control", daemon=True)
-        thread.start()
+        self._listener = listener
+        self._thread = threading.Thread(target=_accept, args=(listener, self._audience), name="control", daemon=True)
+        self._thread.start()
+
+    def renew(self) -> None:
+        """Listen again where somebody removed the socket: a daemon of years would not be asked any more."""
         try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            # Wakes the thread that accepts; closing alone would not.
-            with suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            thread.join(REQUEST_SECONDS)
+            there = self._path.lstat().st_ino == self._inode
+        except OSError:
+            there = False
+        if there:
+            return
+        LOG.info("%s is gone, and is made again", self._path)
+        self._end()
+        self.open()
+
+    def close(self) -> None:
+        """Stop listening, and take the socket away."""
+        self._path.unlink(missing_ok=True)
+        self._end()
+
+    def _end(self) -> None:
+        listener, thread, self._listener, self._thread = self._listener, self._thread, None, None
+        if listener is None or thread is None:
+            return
+        # Wakes the thread that accepts; closing alone would not.
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        thread.join(REQUEST_SECONDS)
+        listener.close()
 
 
 def _accept(listener: socket.socket, audience: Audience) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from desired_state.keys import read_key_file
+from reconciler.control import CONTROL_SOCKET
 from reconciler.inquiry import git_source
-from reconciler.published import read_status
+from reconciler.published import read_status, silence
 from reconciler.source import current_trust
 from reconciler.state_dir import StateDir
 from runtime.backends.containment import read_own_container
 from runtime.backends.describe import describe
-from schemas.errors import ReconcileError
+from schemas.errors import BackendUnavailable, ReconcileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from schemas.node import ContainerBackend, NodeConfig
     from schemas.observation import Gpu, Hardware
     from schemas.ports import Ports
+    from schemas.status import NodeStatus
 
 Verdict = Literal["ok", "warning", "failure"]
 
@@ -75,6 +77,7 @@ def examine(patient: Patient) -> Iterator[Check]:
     yield from _state(state)
     if not state.root.is_dir():
         return
+    yield _daemon(patient, state)
     yield from _journal(patient, state)
     yield from _disk(patient, state)
     yield _clock(patient)
@@ -87,7 +90,7 @@ def examine(patient: Patient) -> Iterator[Check]:
         yield from _native(patient)
     yield from _gpus(patient)
     if patient.front is not None:
-        yield _front(patient.front)
+        yield _front(patient.front, read_status(state))
 
 
 # --- the node's own folder ----------------------------------------------------------------------------------------
@@ -116,17 +119,24 @@ def _state(state: StateDir) -> Iterator[Check]:
         )
     else:
         yield Check("identity", "ok", address)
-    yield _daemon(state)
 
 
-def _daemon(state: StateDir) -> Check:
+def _daemon(patient: Patient, state: StateDir) -> Check:
     try:
         holder = state.holder()
     except OSError as error:
         return Check("daemon", "warning", f"{state.lock_file}: {error.strerror}", "look at its owner and mode")
     if holder is None:
         return Check("daemon", "ok", "none runs: passes are made by hand, or by a timer")
-    return Check("daemon", "ok", f"process {holder} holds the state directory")
+    text = f"process {holder} holds the state directory"
+    silent = silence(state, patient.config.interval, patient.ports.clock.now())
+    if silent:
+        mend = "its log says what it waits for; stop it and start it again: what serves goes on meanwhile"
+        return Check("daemon", "failure", f"{text}, and {silent}", mend)
+    if not (state.run / CONTROL_SOCKET).is_socket():
+        mend = "a pass by hand holds it until it has ended; a daemon opens the socket again at its next pass"
+        return Check("daemon", "warning", f"{text}, and nothing answers questions in {state.run}", mend)
+    return Check("daemon", "ok", text)
 
 
 def _journal(patient: Patient, state: StateDir) -> Iterator[Check]:
@@ -329,12 +339,20 @@ def _native(patient: Patient) -> Iterator[Check]:
         yield Check("native", "warning", f"not enforced here, and not allowed: {', '.join(refused)}", mend)
     else:
         yield Check("native", "ok", f"not enforced here, and allowed: {', '.join(missing) or 'nothing'}")
+    try:
+        patient.backends["native"].list()
+    except BackendUnavailable as error:
+        mend = "where it names a file: stop what runs there (`kill` its engine), and remove that file's folder"
+        yield Check("native", "failure", error.message, mend)
     found = [f"{seen.engine} {seen.version}" for engine in patient.engines.values() if (seen := engine.native())]
     text = ", ".join(found) or "no engine beside this agent; a runtime may bring an environment of its own"
     yield Check("native", "ok", text)
 
 
-def _front(front: Front) -> Check:
+def _front(front: Front, status: NodeStatus | None) -> Check:
     if front.counts() is not None:
         return Check("front", "ok", f"takes clients at {front.address}")
+    if status is not None and status.serving is not None:
+        mend = "a pass starts it again: `reconcile`, or `reconcile notify`; see `reconcile logs` if it does not"
+        return Check("front", "failure", f"{status.serving.model} serves, and nobody answers at {front.address}", mend)
     return Check("front", "ok", "does not run: it is started with the first instance that has passed its probe")

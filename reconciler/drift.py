@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from reconciler.kinds.base import Situation
+    from schemas.memory import Memory
+    from schemas.node import HealPolicy
     from schemas.observation import Difference, Instance
     from schemas.plan import Action
     from schemas.target import ServingTarget
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 SPENT: Final = "HealBudgetSpent"
 """The reason of what is no longer given back."""
 
-UNCOUNTED: Final = frozenset({"instance", "health", "image", "files"})
+_UNCOUNTED: Final = frozenset({"instance", "health", "image", "files"})
 """What has bounds of its own: starts are counted, downloads back off."""
 
 
@@ -48,8 +50,7 @@ def spent(situation: Situation, subject: str, changed: Sequence[Difference]) -> 
     policy = situation.node.policy.heal
     window = timedelta(seconds=policy.window)
     for one in changed:
-        known = situation.observed.memory.heals.get(f"{subject}/{one.field}", ())
-        recent = [at for at in known if situation.now - window < at <= situation.now]
+        recent = _recent(situation.observed.memory, f"{subject}/{one.field}", policy, situation.now)
         if len(recent) >= policy.repairs:
             message = (
                 f"somebody keeps changing {one.field}: {one.found}, not {one.expected}; given back {len(recent)} times "
@@ -57,6 +58,27 @@ def spent(situation: Situation, subject: str, changed: Sequence[Difference]) -> 
             )
             return Held(subject=subject, reason=SPENT, message=message, until=_until(recent, policy.repairs, window))
     return None
+
+
+def counted(drift: Sequence[Drift], memory: Memory, policy: HealPolicy, now: datetime) -> tuple[str, ...]:
+    """The keys of what is given back within the budget.
+
+    What is done beyond it is done because nothing would serve otherwise, as the hashing of a model that was changed:
+    that is no repair that could be left out, and no reason to wait the longer.
+
+    Args:
+        drift: what was found.
+        memory: with what was given back before.
+        policy: the owner's budget.
+        now: the time.
+    """
+    keys = dict.fromkeys(item.key for item in drift if item.repaired and item.field not in _UNCOUNTED)
+    return tuple(key for key in keys if len(_recent(memory, key, policy, now)) < policy.repairs)
+
+
+def _recent(memory: Memory, key: str, policy: HealPolicy, now: datetime) -> list[datetime]:
+    window = timedelta(seconds=policy.window)
+    return [at for at in memory.heals.get(key, ()) if now - window < at <= now]
 
 
 def cause(changed: Sequence[Difference]) -> str:

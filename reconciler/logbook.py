@@ -110,3 +110,5 @@ def set_up(form: Form, level: str = "info", stream: TextIO | None = None) -> Non
     root.setLevel(level.upper())
     # It reports every file that changes; what comes of that is in our own lines.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    # It writes the path of each request when it may, and the path of a webhook is often all that keeps others out.
+    logging.getLogger("urllib3").setLevel(logging.INFO)

@@ -10,27 +10,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from reconciler.drift import UNCOUNTED
+from reconciler.account import Account, Round
+from reconciler.drift import counted
 from reconciler.ending import stop_instances
 from reconciler.executor import execute
-from reconciler.fronting import front_status
 from reconciler.gpu_watch import FACT, watched
 from reconciler.memory import CountHeal, DropCheck, Note, VoidReceipts
 from reconciler.planner import plan as make_plan
-from reconciler.published import read_status
-from reconciler.signing import LOCKED, ReceiptSigner
-from reconciler.status import Finding, exit_code, summarise, with_receipts
+from reconciler.signing import ReceiptSigner
 from reconciler.suspension import until_it_serves
-from reconciler.target import choose
-from reconciler.tempo import Next, retests
 from reconciler.tracing import NO_TRACES, TracedActions
+from reconciler.underway import Told, Underway
 from schemas.errors import StalePlan, of_disk
 from schemas.observation import Present, StoredModel, Unknown
 from schemas.refusals import MissingDocument
-from schemas.status import ReceiptsStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from reconciler.desired import Desired
@@ -39,8 +35,7 @@ if TYPE_CHECKING:
     from reconciler.lookout import Lookout
     from reconciler.node import Node
     from reconciler.status import SourceReport
-    from reconciler.target import Choice
-    from reconciler.tempo import Tempo
+    from reconciler.tempo import Next, Tempo
     from reconciler.tracing import Tracer
     from schemas.errors import ReconcileError
     from schemas.observation import Observed
@@ -51,9 +46,6 @@ if TYPE_CHECKING:
 
 MAX_ROUNDS: Final = 12
 """Rounds of one pass. A swap with its way back takes three; more than this is a fault of ours, and ends the pass."""
-
-STATUS_REFRESH_SECONDS: Final = 60
-"""An unchanged status is written again after this time, so that readers can tell a live node from a dead one."""
 
 MAX_COUNTED_GAP: Final = 120.0
 """Seconds between two passes that count as running time; longer gaps were not spent running (I8)."""
@@ -97,6 +89,7 @@ class Reconciler:
         tempo: Tempo | None = None,
         config_error: str = "",
         tracer: Tracer = NO_TRACES,
+        underway: Underway | None = None,
     ) -> None:
         """Wire the loop; nothing happens yet.
 
@@ -108,22 +101,27 @@ class Reconciler:
             tempo: says when a daemon looks next; None for a pass on its own.
             config_error: why the configuration that was written since is not the one in force; empty when it is.
             tracer: told where passes spend their time.
+            underway: keeps and publishes what is being done; whoever gives it tells it of bytes.
         """
         self._node = node
         self._tracer = tracer
         self._lookout = lookout
-        self._tempo = tempo
-        self._config_error = config_error
         self._source = source
-        self._reporter = reporter if tracer is NO_TRACES else TracedActions(reporter, tracer)
+        underway = underway or Underway()
+        self._account = Account(node, underway, tempo=tempo, config_error=config_error)
+        told = Told(underway, reporter)
+        self._reporter = told if tracer is NO_TRACES else TracedActions(told, tracer)
         self._last_pass: datetime | None = None
-        self._published: NodeStatus | None = None
         ports = node.adapters.ports
         self._signer = ReceiptSigner(
             node.state, node.config.identity, node_id=node.node_id, journal=node.journal, ports=ports
         )
         self._broken_off = False
         """Whether the last pass ended by an error, and may have left the journal in the middle of it."""
+
+    def shows(self, seen: Callable[[NodeStatus], None]) -> None:
+        """Have somebody told of the statuses that are published in the middle of a pass."""
+        self._account.seen = seen
 
     def run_pass(self, *, expected: Plan | None = None, ignore_windows: bool = False) -> PassResult:
         """Bring the node to its desired state, as far as it can be done now.
@@ -179,7 +177,7 @@ class Reconciler:
             if round_number == 0:
                 self._count_running_time(now, observed)
                 drift = plan.drift
-                self._note_drift(drift)
+                self._note_drift(drift, observed)
             self._drop_idle_checks(observed)
             if expected is not None and round_number == 0 and plan.identity != expected.identity:
                 raise StalePlan(
@@ -190,6 +188,7 @@ class Reconciler:
             if plan.outside_window:
                 note = Note("Warning", "WindowIgnored", "changes are made outside their maintenance window, by hand")
                 node.journal.apply((note,), ports.clock.now())
+            self._account.begin(Round(report, accepted, desired, observed, plan, drift))
             execution, ended = self._execute(plan, desired, observed, suspended=suspended)
             outcomes.extend(execution.outcomes)
             downtime += execution.downtime
@@ -206,7 +205,8 @@ class Reconciler:
         else:
             note = Note("Warning", "NotConverging", f"still not converged after {MAX_ROUNDS} rounds")
             node.journal.apply((note,), ports.clock.now())
-        status, code, coming = self._conclude(report, accepted, desired, observed, plan, outcomes, drift)
+        last = Round(report, accepted, desired, observed, plan, drift)
+        status, code, coming = self._account.conclude(last, outcomes)
         return PassResult(status, code, tuple(outcomes), plan, drift, downtime, coming)
 
     def _plan(self, desired: Desired, observed: Observed, *, ignore_windows: bool) -> Plan:
@@ -230,17 +230,18 @@ class Reconciler:
         done = [item.action for item in outcomes if item.status == "done"]
         return desired, until_it_serves(observed, done), bool(observed.memory.suspended)
 
-    def _note_drift(self, drift: Sequence[Drift]) -> None:
+    def _note_drift(self, drift: Sequence[Drift], observed: Observed) -> None:
         """Record what was changed from outside: that it was, unless that is known, and that it is given back."""
-        before = self._previous()
+        before = self._account.previous()
         known = {(item.key, item.found, item.where) for item in before.drift} if before is not None else set()
         notes = [
             Note("Warning", "DriftFound", item.said[:4096], subject=item.subject)
             for item in drift
             if item.repaired or (item.key, item.found, item.where) not in known
         ]
-        keys = dict.fromkeys(item.key for item in drift if item.repaired and item.field not in UNCOUNTED)
-        self._node.journal.apply([*notes, *map(CountHeal, keys)], self._node.adapters.ports.clock.now())
+        now = self._node.adapters.ports.clock.now()
+        keys = counted(drift, observed.memory, self._node.config.policy.heal, now)
+        self._node.journal.apply([*notes, *map(CountHeal, keys)], now)
 
     def _note_gpus(self, observed: Observed) -> bool:
         """Record what happened to GPUs; whether anything that is remembered has changed by it."""
@@ -342,70 +343,7 @@ class Reconciler:
             stop: ends it early.
         """
         signed = self._signer.run(stop)
-        status = with_receipts(result.status, self._receipts(), signed=signed)
-        self._publish(status)
-        return replace(result, status=status)
-
-    def _receipts(self) -> ReceiptsStatus:
-        journal = self._node.journal
-        return ReceiptsStatus(
-            statements=journal.chain.last_number(), pending=journal.chain.pending(), locked=journal.fact(LOCKED)[:4096]
-        )
-
-    def _conclude(
-        self,
-        report: SourceReport,
-        accepted: Accepted | None,
-        desired: Desired,
-        observed: Observed,
-        plan: Plan,
-        outcomes: list[Outcome],
-        drift: tuple[Drift, ...],
-    ) -> tuple[NodeStatus, int, Next | None]:
-        node = self._node
-        choice = choose(desired, observed, node.config, node.adapters.ports.clock.now())
-        backend = node.adapters.backends.get(choice.target.backend) if choice.target else None
-        if not plan.actions and not plan.held and choice.role == "desired":
-            node.journal.set_fact("applied", plan.snapshot or "")
-        finding = Finding(
-            node=node.config,
-            agent=node.agent,
-            observed=observed,
-            plan=plan,
-            role=choice.role,
-            target=choice.target,
-            accepted=accepted,
-            source=report,
-            failed=tuple(outcome for outcome in outcomes if outcome.status == "failed"),
-            drift=drift,
-            not_enforced=backend.not_enforced() if backend else (),
-            run_folder=node.state.run,
-            previous=self._previous(),
-            now=node.adapters.ports.clock.now(),
-            front=front_status(node.adapters.front, observed.state.front),
-            receipts=self._receipts(),
-            every={spec.manifest.digest: spec.validation.every for spec in choice.serve},
-            config_error=self._config_error,
-            next=self._next(report, plan, accepted, self._due(observed, choice)),
-        )
-        status = summarise(finding)
-        self._publish(status)
-        return status, exit_code(finding, status), finding.next
-
-    def _next(self, report: SourceReport, plan: Plan, accepted: Accepted | None, others: Sequence[Next]) -> Next | None:
-        if self._tempo is None:
-            return None
-        expires = accepted.expires_at if accepted is not None else None
-        return self._tempo.after(self._node.adapters.ports.clock.now(), report.error, plan, expires, others)
-
-    def _due(self, observed: Observed, choice: Choice) -> list[Next]:
-        """What comes at a known time without anything having moved: retests, and the scrub."""
-        if self._tempo is None:
-            return []
-        found = retests(observed, choice)
-        settings = self._node.config.models.scrub
-        scrub = self._node.adapters.store.scrub_due(every=settings.every) if settings.rate else None
-        return [*found, *([Next(scrub[1], f"the scrub looks through {scrub[0]}")] if scrub is not None else [])]
+        return replace(result, status=self._account.signed(result.status, signed=signed))
 
     def _sources(self, desired: Desired, observed: Observed) -> Mapping[str, tuple[str, ...]]:
         """Where each model may be fetched from. The store adds the node's own fallback list after these."""
@@ -437,30 +375,6 @@ class Reconciler:
         # A clock that was set back counts for nothing.
         seconds = min(max(spent, 0.0), MAX_COUNTED_GAP)
         node.journal.count_unlisted(listed, seconds, None if unknown else there, now=now)
-
-    def _previous(self) -> NodeStatus | None:
-        if self._published is None:
-            self._published = read_status(self._node.state)
-        return self._published
-
-    def _publish(self, status: NodeStatus) -> None:
-        before = self._published
-        fresh = before is not None and (status.updated_at - before.updated_at).total_seconds() < STATUS_REFRESH_SECONDS
-        if before is not None and fresh and _without_times(before) == _without_times(status):
-            return
-        self._node.adapters.ports.files.write(self._node.state.status, status.to_json().encode() + b"\n", mode=0o644)
-        self._published = status
-
-
-def _without_times(status: NodeStatus) -> NodeStatus:
-    # What is free, and how warm it is, moves with every look; errors and faults do not.
-    still = {"memory_free": 0, "temperature": None, "processes": None}
-    gpus = tuple(gpu.model_copy(update=still) for gpu in status.hardware.gpus)
-    hardware = status.hardware.model_copy(update={"disk_free": 0, "gpus": gpus})
-    front = status.front.model_copy(update={"counts": None}) if status.front is not None else None
-    # When a daemon looks next moves with every pass; what it looks for does not.
-    following = status.next.model_copy(update={"at": None, "coming": ()}) if status.next is not None else None
-    return status.model_copy(update={"updated_at": None, "hardware": hardware, "front": front, "next": following})
 
 
 def _sources(document: SnapshotDocument | None) -> Mapping[str, tuple[str, ...]]:

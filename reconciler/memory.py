@@ -39,6 +39,9 @@ BACKOFF_FIRST: Final = timedelta(seconds=15)
 BACKOFF_LAST: Final = timedelta(hours=1)
 """First and longest wait between attempts; it doubles in between. An hour bounds how long a repaired mirror waits."""
 
+CLOCK_SLACK: Final = timedelta(minutes=10)
+"""By which a clock may be set right without anything being proven again because of it."""
+
 RESTART_WINDOW: Final = timedelta(minutes=10)
 RESTART_BUDGET: Final = 5
 """Starts of one specification within the window before it counts as crash-looping (Nomad's default is 2 in 30 min;
@@ -187,12 +190,19 @@ def as_of(memory: Memory, now: datetime) -> Memory:
     """What is remembered, as far as the present clock allows it.
 
     A clock that is set back would stretch every wait by as much as it was ahead. No wait is longer than `BACKOFF_LAST`:
-    what claims to be was set by another clock, and is over. Nothing was started in the future.
+    what claims to be was set by another clock, and is over. Nothing was started in the future. What was proven there
+    would not be proven again before it comes, which may take years: it is proven now.
     """
     holds = {subject: hold for subject, hold in memory.holds.items() if hold.until <= now + BACKOFF_LAST}
     starts = {spec: tuple(at for at in times if at <= now) for spec, times in memory.recent_starts.items()}
     heals = {key: tuple(at for at in times if at <= now) for key, times in memory.heals.items()}
-    return replace(memory, holds=holds, recent_starts=starts, heals=heals)
+    newest = {receipt.manifest: receipt for receipt in sorted(memory.receipts, key=lambda item: item.number)}
+    ahead = {
+        manifest: f"its receipt is of {receipt.issued_at:%Y-%m-%d %H:%M}Z, which is yet to come: the clock was set back"
+        for manifest, receipt in newest.items()
+        if receipt.issued_at > now + CLOCK_SLACK
+    }
+    return replace(memory, holds=holds, recent_starts=starts, heals=heals, retests={**ahead, **memory.retests})
 
 
 def after_failure(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from schemas.node import NodeConfig
     from schemas.policy import Policy
@@ -57,6 +57,19 @@ def choose_mode(runtime: RuntimeSpec, network: Policy, node: NodeConfig, backend
     )
     mode, reason = next((mode, reason) for mode, reason in order if mode in usable)
     return ModeChoice(mode, _backend(mode, backends), f"{mode}: {reason}")
+
+
+def usable(names: Iterable[str], node: NodeConfig) -> tuple[BackendName, ...]:
+    """Those backends that may start something here, in order of preference.
+
+    Args:
+        names: what is looked at. Present or unknown alike: the configuration named it, so it is one of this node's. One
+            that was turned off is looked at as long as it holds something, and starts nothing.
+        node: the node's configuration.
+    """
+    order: tuple[BackendName, ...] = ("docker", "podman", "simulated", "native")
+    known, on = frozenset(names), node.backends.usable() | {"simulated"}
+    return tuple(name for name in order if name in known and name in on)
 
 
 def _backend(mode: Mode, backends: Sequence[BackendName]) -> BackendName | None:

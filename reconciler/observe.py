@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from reconciler.gpus import attributed, judged
+from reconciler.modes import usable
 from reconciler.selectors import node_labels
 from reconciler.target import assigned
 from schemas.errors import BackendUnavailable, ReconcileError
@@ -62,7 +63,7 @@ def observe(
     """
     installed = tuple(native for engine in engines.values() if (native := engine.native()) is not None)
     machine = hardware.read()
-    labels = node_labels(node.labels, machine, installed, backends)
+    labels = node_labels(node.labels, machine, installed, usable(backends, node))
     assignment = assigned(document, node_id, labels) if document is not None else None
     wanted = _wanted(document, assignment, memory)
     models = _models(store, wanted)

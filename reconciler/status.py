@@ -11,7 +11,7 @@ from reconciler.inventory import facts
 from reconciler.proof import retest
 from runtime.interfaces import SOCKET_NAME
 from schemas.observation import Present, StoredModel
-from schemas.plan import CRASH_LOOPING
+from schemas.plan import CRASH_LOOPING, StartInstance, StopInstance
 from schemas.status import (
     ComingStatus,
     Condition,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from schemas.node import NodeConfig
     from schemas.observation import Instance, Observed
     from schemas.plan import Drift, Plan
+    from schemas.status import PlanStatus, WantedStatus
     from schemas.target import ServingTarget
 
 EXIT_PENDING_WINDOW: Final = 5
@@ -101,6 +102,14 @@ class Finding:
     """Why the configuration that lies there now is not the one in force; empty when it is."""
     next: Next | None = None
     """When a daemon looks again."""
+    wanted: WantedStatus | None = None
+    carried: PlanStatus | None = None
+    """The plan that is carried out, or the last one that was."""
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the plan is being carried out."""
+        return self.carried is not None and self.carried.ended_at is None
 
 
 def summarise(finding: Finding) -> NodeStatus:
@@ -116,6 +125,7 @@ def summarise(finding: Finding) -> NodeStatus:
         updated_at=finding.now.replace(microsecond=0),
         conditions=_conditions(finding, serving),
         snapshot=_snapshot(finding.accepted),
+        wanted=finding.wanted,
         serving=serving,
         front=finding.front,
         models=_models(finding, serving),
@@ -128,6 +138,7 @@ def summarise(finding: Finding) -> NodeStatus:
         receipts=finding.receipts,
         held=finding.plan.held,
         drift=finding.plan.drift,
+        plan=finding.carried,
         next=_next(finding.next) if finding.next is not None else None,
         hardware=HardwareStatus(
             platform=hardware.platform,
@@ -195,15 +206,27 @@ def _ready(finding: Finding, serving: ServingStatus | None) -> tuple[bool | None
     if finding.role == "last-known-good":
         held = finding.plan.held
         return False, held[0].reason if held else "RolledBack", f"{serving.model}, the last known good, serves"
-    if finding.plan.actions or finding.plan.held:
+    # A retest, a repair or a clean-up that is under way does not change what serves.
+    if not _is_settled(finding, serving):
         reason, message = _pending(finding)
         return False, reason, f"{serving.model} serves; not yet as wanted: {message}"
     return True, "Serving", f"{serving.model} serves and has passed its probe"
 
 
+def _is_settled(finding: Finding, serving: ServingStatus) -> bool:
+    """Whether nothing is due, or what is under way leaves the instance that serves as it is."""
+    if finding.plan.held or not finding.plan.actions:
+        return not finding.plan.held
+    swaps = any(isinstance(action, StartInstance | StopInstance) for action in finding.plan.actions)
+    wanted = finding.target is not None and serving.manifest == finding.target.manifest
+    return finding.at_work and wanted and not swaps
+
+
 def _pending(finding: Finding) -> tuple[str, str]:
     if finding.plan.held:
         return finding.plan.held[0].reason, f"{finding.plan.held[0].subject}: {finding.plan.held[0].message}"
+    if finding.at_work:
+        return "Progressing", f"{_actions(finding.plan)} under way"
     failed = next((outcome for outcome in finding.failed if outcome.error is not None), None)
     if failed is not None and failed.error is not None:
         return failed.error.reason, failed.error.message
@@ -212,6 +235,9 @@ def _pending(finding: Finding) -> tuple[str, str]:
 
 def _reconciling(finding: Finding) -> tuple[bool | None, str, str]:
     waiting = [held for held in finding.plan.held if held.until is not None]
+    if finding.at_work:
+        first = finding.plan.actions[0]
+        return True, "Progressing", f"{_actions(finding.plan)} under way, from {first.id} on: {first.cause}"
     if finding.plan.actions:
         return True, "ChangesPending", f"{len(finding.plan.actions)} actions are due"
     if waiting:
@@ -224,7 +250,8 @@ def _stalled(finding: Finding, serving: ServingStatus | None) -> tuple[bool | No
         return True, "ConfigError", f"the configuration before goes on: {finding.config_error}"
     stuck = [held for held in finding.plan.held if held.until is None and held.reason not in _WAITING]
     if stuck and (finding.role == "none" or serving is None):
-        return True, stuck[0].reason, "there is no last known good to go back to"
+        lost = finding.role == "none"
+        return True, stuck[0].reason, "there is no last known good to go back to" if lost else stuck[0].message
     # What was given up for it has no time at which it is looked at again: then something else serves.
     looping = [held for held in finding.plan.held if held.reason == CRASH_LOOPING and held.until is not None]
     if looping:
@@ -247,6 +274,11 @@ def _drifted(finding: Finding) -> tuple[bool | None, str, str]:
     if finding.drift:
         return False, "Repaired", f"what had changed from outside was repaired: {_drift_said(finding.drift)}"
     return False, "AsApplied", "nothing was changed from outside"
+
+
+def _actions(plan: Plan) -> str:
+    count = len(plan.actions)
+    return f"{count} action{'s are' if count != 1 else ' is'}"
 
 
 def _next(coming: Next) -> NextStatus:

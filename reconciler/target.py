@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from reconciler.fitting import misfit
 from reconciler.gpus import allot
-from reconciler.modes import choose_mode
+from reconciler.modes import choose_mode, usable
 from reconciler.selectors import inside, matches, node_labels, wave_of
-from schemas.observation import Present, StoredModel
+from schemas.observation import Present, StoredModel, Unknown
 from schemas.plan import Explanation, Held
 from schemas.target import ServingTarget, locked_environment
 
@@ -74,11 +74,11 @@ def choose(desired: Desired, observed: Observed, node: NodeConfig, now: datetime
     if desired.document is None:
         return Choice(None, "none", None, (), (), (_step("runtime", "no snapshot was accepted yet"),), assigned=False)
     state = observed.state
-    labels = node_labels(node.labels, state.hardware, state.engines, state.backends)
+    labels = node_labels(node.labels, state.hardware, state.engines, usable(observed.state.backends, node))
     assignment = assigned(desired.document, observed.node_id, labels, trace)
     if assignment is None:
         held = Held(subject="runtime", reason="NoAssignment", message="no assignment of the snapshot matches this node")
-        return _fall_back(desired.document, observed, None, (), (held,), trace, assigned=False)
+        return _fall_back(desired.document, observed, node, None, (), (held,), trace, assigned=False)
     serve = _served(desired.document, assignment)
     choice = _follow(desired.document, assignment, serve, observed, node, now, trace)
     runtime = _runtime(desired.document, assignment)
@@ -100,14 +100,14 @@ def _follow(
         wanted = _resolve(document, assignment, serve[0], observed, node, trace)
     except _NotPossibleError as impossible:
         held = Held(subject=serve[0].key, reason=impossible.reason, message=impossible.message)
-        return _fall_back(document, observed, None, serve, (held,), trace, assigned=True)
+        return _fall_back(document, observed, node, None, serve, (held,), trace, assigned=True)
     refused = refusal(document, wanted, observed) or _untold(wanted, observed, now)
     if refused is not None:
-        return _fall_back(document, observed, wanted, serve, (refused,), trace, assigned=True)
+        return _fall_back(document, observed, node, wanted, serve, (refused,), trace, assigned=True)
     lacking = allot(wanted, observed.state.hardware)
     if lacking.reason == "Incompatible":
         held = Held(subject=serve[0].key, reason=lacking.reason, message=lacking.message)
-        instead = _fall_back(document, observed, None, serve, (held,), trace, assigned=True)
+        instead = _fall_back(document, observed, node, None, serve, (held,), trace, assigned=True)
         return replace(instead, unfit=frozenset({wanted.manifest}))
     trace.append(_step("runtime", f"the snapshot's wish is followed: {wanted.model} on {wanted.engine}"))
     return Choice(wanted, "desired", wanted, serve, (), tuple(trace), assigned=True)
@@ -179,7 +179,7 @@ def _resolve(
     hardware = observed.state.hardware
     if lacking := misfit(runtime, model, hardware):
         raise _NotPossibleError("Incompatible", lacking)
-    choice = choose_mode(runtime, document.spec.policy, node, _backends(observed))
+    choice = choose_mode(runtime, document.spec.policy, node, usable(observed.state.backends, node))
     trace.append(_step("mode", choice.reason))
     if choice.mode is None or choice.backend is None:
         raise _NotPossibleError("NoMode", choice.reason)
@@ -213,12 +213,6 @@ def _resolve(
         gpu_memory=model.requires.gpu_memory,
         compute_capability=model.requires.compute_capability,
     )
-
-
-def _backends(observed: Observed) -> Sequence[BackendName]:
-    # Present or unknown alike: the configuration named it, so it is one of this node's.
-    order: tuple[BackendName, ...] = ("docker", "podman", "simulated", "native")
-    return tuple(name for name in order if name in observed.state.backends)
 
 
 def _require_isolation(runtime: RuntimeSpec, backend: BackendName, observed: Observed, node: NodeConfig) -> None:
@@ -292,6 +286,7 @@ def _untold(target: ServingTarget, observed: Observed, now: datetime | None) -> 
 def _fall_back(
     document: SnapshotDocument,
     observed: Observed,
+    node: NodeConfig,
     wanted: ServingTarget | None,
     serve: tuple[ModelSpec, ...],
     held: tuple[Held, ...],
@@ -304,31 +299,49 @@ def _fall_back(
     if good is None:
         trace.append(_step("runtime", "there is no last known good to go back to"))
         return Choice(None, "none", wanted, serve, held, tuple(trace), assigned=assigned)
-    refused = refusal(document, good.target, observed)
+    refused = refusal(document, good.target, observed) or _turned_off(good.target, observed, node)
     if refused is None:
         trace.append(_step("runtime", f"the last known good serves: {good.target.model}"))
         return Choice(good.target, "last-known-good", wanted, serve, held, tuple(trace), assigned=assigned)
     trace.append(_step("runtime", f"the last known good may not run either: {refused.message}"))
     held = held if refused in held else (*held, refused)
     there = earlier is not None and is_stored(earlier.target, observed)
-    if earlier is not None and there and refusal(document, earlier.target, observed) is None:
+    if earlier is not None and there and _may_return(document, earlier.target, observed, node):
         trace.append(_step("runtime", f"what was good before it serves: {earlier.target.model}"))
         return Choice(earlier.target, "last-known-good", wanted, serve, held, tuple(trace), assigned=assigned)
     return Choice(None, "none", wanted, serve, held, tuple(trace), assigned=assigned)
 
 
-def has_way_back(document: SnapshotDocument, observed: Observed, target: ServingTarget) -> bool:
+def _may_return(document: SnapshotDocument, target: ServingTarget, observed: Observed, node: NodeConfig) -> bool:
+    return (refusal(document, target, observed) or _turned_off(target, observed, node)) is None
+
+
+def _turned_off(target: ServingTarget, observed: Observed, node: NodeConfig) -> Held | None:
+    """Why nothing is started on a backend that the owner turned off; what runs there already goes on (I6)."""
+    if target.backend in usable(observed.state.backends, node):
+        return None
+    seen = observed.state.backends.get(target.backend)
+    there = seen.value if isinstance(seen, Present) else ()
+    if isinstance(seen, Unknown) or any(
+        item.status == "running" and item.spec_digest == target.spec_digest for item in there
+    ):
+        return None
+    return Held(subject=target.model, reason="NoMode", message=f"{target.backend} is turned off on this node")
+
+
+def has_way_back(document: SnapshotDocument, observed: Observed, target: ServingTarget, node: NodeConfig) -> bool:
     """Whether this node has something else to serve, should it give a target up.
 
     Args:
         document: the snapshot in force.
         observed: what is there, and what is remembered.
         target: what would be given up.
+        node: the owner's configuration.
     """
     good, earlier = observed.memory.last_known_good, observed.memory.earlier_good
     there = earlier if earlier is not None and is_stored(earlier.target, observed) else None
     return any(
-        known.target.spec_digest != target.spec_digest and refusal(document, known.target, observed) is None
+        known.target.spec_digest != target.spec_digest and _may_return(document, known.target, observed, node)
         for known in (good, there)
         if known is not None
     )

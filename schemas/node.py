@@ -66,6 +66,11 @@ class Backends(Frozen):
     native: NativeBackend | None = None
     """Native processes."""
 
+    def usable(self) -> frozenset[str]:
+        """Names of those that may start something."""
+        named = {"docker": self.docker, "podman": self.podman, "native": self.native}
+        return frozenset(name for name, settings in named.items() if settings is not None and settings.enabled)
+
 
 class SourcePolicy(Frozen):
     """From where models may be fetched."""

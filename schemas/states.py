@@ -48,7 +48,9 @@ CONDITIONS: Final[Mapping[str, str]] = MappingProxyType(
         "ChangesPending": "`Reconciling`, and not `Ready`: changes are due, and the next round or pass makes them.",
         "Waiting": "`Reconciling`: what is due waits for a time, which `held` names.",
         "Converged": "Not `Reconciling`: nothing is due.",
-        "Progressing": "Not `Stalled`: nothing needs a person.",
+        "Progressing": "`Reconciling`, and perhaps not `Ready` yet: changes are made right now, which `plan` lists. "
+        "Not `Stalled`: nothing needs a person.",
+        "Swapping": "Not `Ready`: what served is stopped, and its replacement does not serve yet.",
         "Verified": "`SourceVerified`: the newest snapshot that the repositories have is in force.",
         "NotRepaired": "`Drifted`: something was changed from outside, and is still so.",
         "Repaired": "Not `Drifted`: something had been changed from outside, and was given back in this pass.",

@@ -103,6 +103,51 @@ class ServingStatus(Frozen):
     """Restrictions that are not enforced for this instance (I10)."""
 
 
+class WantedStatus(Frozen):
+    """What the snapshot wants this node to serve."""
+
+    model: ModelKey
+    manifest: Digest
+    runtime: Text
+    """As what: engine, version and backend; empty where this node cannot run it at all."""
+
+
+class StepStatus(Frozen):
+    """One action of a plan, and how far it came."""
+
+    id: Text
+    kind: Text
+    cause: Text
+    state: Literal["waiting", "running", "done", "failed", "skipped", "cancelled"] = "waiting"
+    since: Time | None = None
+    """When it began."""
+    seconds: Annotated[float, Field(ge=0)] = 0
+    """How long it took; 0 until it has ended."""
+    done: Size = 0
+    """Bytes that are secured, of something long."""
+    total: Size = 0
+    """Bytes that it is about; 0 where it is not about bytes."""
+    error: Text = ""
+    """Reason and message, where it failed."""
+
+
+class PlanStatus(Frozen):
+    """The plan that is carried out, or the last one that was."""
+
+    snapshot: Digest | None = None
+    begun_at: Time
+    ended_at: Time | None = None
+    """Absent while it is carried out."""
+    steps: tuple[StepStatus, ...] = ()
+    left_out: Count = 0
+    """Further steps that are not listed."""
+
+    @property
+    def running(self) -> StepStatus | None:
+        """The step that is under way."""
+        return next((step for step in self.steps if step.state == "running"), None)
+
+
 class StoreStatus(Frozen):
     """The model store."""
 
@@ -250,6 +295,8 @@ class NodeStatus(Document):
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)]
     snapshot: SnapshotStatus | None = None
     """The accepted snapshot."""
+    wanted: WantedStatus | None = None
+    """What the snapshot wants here; absent where it wants nothing of this node."""
     serving: ServingStatus | None = None
     front: FrontStatus | None = None
     """Absent on a node without one."""
@@ -261,8 +308,10 @@ class NodeStatus(Document):
     held: tuple[Held, ...]
     drift: tuple[Drift, ...] = ()
     """What was changed from outside since the snapshot was applied, and is not given back yet."""
+    plan: PlanStatus | None = None
+    """What is being done, or was done last, and why; absent before anything was done."""
     next: NextStatus | None = None
-    """Absent where no daemon runs."""
+    """Absent where no daemon runs, and while something is done."""
     hardware: HardwareStatus
     engines: tuple[Text, ...]
     """Native engines, `name version`."""

@@ -20,7 +20,7 @@ from reconciler.verbs import record
 from reconciler.watch import Wake, watch
 from runtime.host import SystemClock, SystemRandomness
 from schemas.control import Retry, Rollback, Suspend
-from schemas.errors import ConfigError, DaemonUnreachable, StateLocked
+from schemas.errors import ConfigError, DaemonUnreachable, ReconcileError, StateLocked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,18 +90,21 @@ class _Daemon:
                     self._wake.reload = False
                     try:
                         self._stay()
-                    except ConfigError as error:
-                        # Found in use only: a user that does not exist, say.
+                    except StateLocked as error:
+                        if self._proven is None:
+                            raise
+                        if self._config.state_dir != self._proven.state_dir:
+                            self._config = self._refused(error, self._proven)
+                            continue
+                        # A command has come in between two configurations: its pass is a pass as well.
+                        LOG.info("%s: %s", error.reason, error.message)
+                        self._wake.wait(LOCKED_SECONDS)
+                    except ReconcileError as error:
+                        # Found in use only: a user that does not exist, a folder that is no node's, another network.
                         if self._proven is None or self._config is self._proven:
                             raise
                         self._config = self._refused(error, self._proven)
                         continue
-                    except StateLocked as error:
-                        if self._proven is None:
-                            raise
-                        # A command has come in between two configurations: its pass is a pass as well.
-                        LOG.info("%s: %s", error.reason, error.message)
-                        self._wake.wait(LOCKED_SECONDS)
                     self._read()
         finally:
             self._audience.dismiss(DaemonUnreachable("the daemon was told to end", hint="start it again, or ask later"))
@@ -128,7 +131,7 @@ class _Daemon:
         except ConfigError as error:
             self._config = self._refused(error, self._config)
 
-    def _refused(self, error: ConfigError, before: NodeConfig) -> NodeConfig:
+    def _refused(self, error: ReconcileError, before: NodeConfig) -> NodeConfig:
         LOG.error("%s: %s; the configuration before goes on", error.reason, error.message)
         self._error = error.message
         return before
@@ -160,9 +163,9 @@ class _Daemon:
         with (
             state.lock(),
             wired as reconciler,
-            listening(state.run / CONTROL_SOCKET, self._audience),
+            listening(state.run / CONTROL_SOCKET, self._audience) as listen,
             triggers(wake, sights) as renew,
-            wiring.observed(config, lambda: self._pass(config, reconciler)) as run_pass,
+            wiring.observed(config, lambda: self._pass(config, reconciler), reconciler.shows) as run_pass,
         ):
             self._proven = config
             if _identity(self._path) != self._read_as:
@@ -173,6 +176,7 @@ class _Daemon:
 
             def rest() -> None:
                 renew()
+                listen()
                 self._pulse.rest()
 
             watch(

@@ -165,7 +165,7 @@ def _unpacked(path: Path, target: Path, ports: Ports) -> str:
 
 def _config(given: dict[str, Any], root: Path, digest: str) -> str:
     lines = [
-        "# A node's configuration. Change it by hand; a running daemon reads it again on SIGHUP.",
+        "# A node's configuration. Change it by hand; a running daemon reads it again at once.",
         "# `reconcile schema print node` prints the JSON Schema that an editor checks it against.",
         "apiVersion: reconcile/v1alpha1",
         "kind: Node",

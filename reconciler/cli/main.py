@@ -43,7 +43,7 @@ SECTIONS: Final = {
         "plan": Lazy("reconciler.cli.node:plan", "Show what would be done, and why. Changes nothing."),
         "apply": Lazy("reconciler.cli.node:apply", "Carry out a saved plan, if it is still what would be done."),
         "status": Lazy("reconciler.cli.node:status", "Show what the node is, what serves, and why."),
-        "why": Lazy("reconciler.cli.node:why", "Explain a decision, step by step."),
+        "why": Lazy("reconciler.cli.why:why", "Explain a decision, step by step."),
         "models": Lazy("reconciler.cli.node:models", "List the node's models and their states."),
         "history": Lazy("reconciler.cli.node:history", "List the passes that had something to do."),
         "events": Lazy("reconciler.cli.node:events", "List what happened, or follow it."),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from runtime.interfaces import Backend, Engine, EngineConnection
     from schemas.manifest import ManifestDocument
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from schemas.target import ServingTarget
 
 START_SECONDS: Final = 600
+_ENGINE: Final = "engine"
+"""File that says at which socket the container engine is; empty for a process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +61,22 @@ def running(subject: Subject, how: Circumstances, ports: Ports) -> Iterator[tupl
         StartFailed, NotReadyInTime: it does not start.
         BackendUnavailable, ImageUnavailable: there is nothing to start it with.
     """
-    from tempfile import TemporaryDirectory
-
+    from reconciler.cli.scratch import abandoned, scratch, signals_unwind
     from runtime.connection import UnixConnection
     from runtime.interfaces import SOCKET_NAME, InstanceSpec
     from runtime.starting import start_instance
 
+    for left in abandoned():
+        _clear(left, ports)
     intent = ports.randomness.token(6)
     name = f"reconcile-record-{intent}"
-    with TemporaryDirectory(prefix="reconcile-") as folder:
-        root = Path(folder)
+    with scratch() as root, signals_unwind() as unwinding:
+        (root / _ENGINE).write_text(subject.docker_socket if subject.image else "", encoding="utf-8")
         socket_folder, log_folder = root / "run" / name, root / "logs"
         for path in (socket_folder, log_folder):
             path.mkdir(parents=True, mode=0o755)
         target = _target(subject, how)
-        backend = _backend(root, subject, ports)
+        backend = _backend(root, subject.docker_socket if subject.image else "", ports)
         files = subject.files
         model_folder = files.absolute() if files.is_dir() else _alone(files, root / "model")
         view = backend.view(model_folder=model_folder, socket_folder=socket_folder)
@@ -94,8 +97,28 @@ def running(subject: Subject, how: Circumstances, ports: Ports) -> Iterator[tupl
             start_instance(backend, subject.engine, spec, connection, clock=ports.clock, stop=ports.stop)
             yield connection, target
         finally:
+            unwinding()
             backend.stop(name, grace=1)
             backend.remove(name)
+
+
+def _clear(root: Path, ports: Ports) -> None:
+    """Take away what a run that was killed left: its engine, its mount, its folder."""
+    import shutil
+
+    from schemas.errors import BackendUnavailable
+
+    try:
+        backend = _backend(root, (root / _ENGINE).read_text(encoding="utf-8"), ports)
+        for folder in (root / "run").iterdir():
+            if folder.name.startswith("reconcile-record-"):
+                backend.stop(folder.name, grace=1)
+                backend.remove(folder.name)
+    except FileNotFoundError:
+        pass  # it was killed before it started anything
+    except BackendUnavailable:
+        return  # a container engine that does not answer: the next run asks again
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def _alone(file: Path, folder: Path) -> Path:
@@ -111,12 +134,11 @@ def _alone(file: Path, folder: Path) -> Path:
     return folder
 
 
-def _backend(root: Path, subject: Subject, ports: Ports) -> Backend:
-    if subject.image:
+def _backend(root: Path, docker_socket: str, ports: Ports) -> Backend:
+    if docker_socket:
         from runtime.backends.containers import ContainerEngine
 
-        socket = subject.docker_socket
-        return ContainerEngine("docker", socket=socket, network="record", node_id="record", ports=ports)
+        return ContainerEngine("docker", socket=docker_socket, network="record", node_id="record", ports=ports)
     from runtime.backends.native import NativeBackend
 
     return NativeBackend(root / "run", network="record", node_id="record", ports=ports)

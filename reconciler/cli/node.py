@@ -14,13 +14,16 @@ from reconciler.cli import wiring
 from reconciler.cli.inventory import inventory_option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from desired_state.files import DocumentFiles
+    from reconciler.desired import Desired
     from reconciler.journal import Journal
     from reconciler.state_dir import StateDir
     from schemas.control import Question
     from schemas.node import NodeConfig
+    from schemas.observation import Observed
     from schemas.plan import Plan
     from schemas.status import NodeStatus
 
@@ -68,7 +71,7 @@ def plan(
         _plan_fleet(draft or ".", inventory, as_json=as_json)
         return
     config = wiring.load_config(wiring.config_path(config_file))
-    made, refusal = _make_plan(config, draft, ignore_windows=ignore_window)
+    made, refusal = make_plan(config, draft, ignore_windows=ignore_window)
     if out is not None:
         Path(out).write_text(made.to_json() + "\n", encoding="utf-8")
     if as_json:
@@ -99,7 +102,21 @@ def _plan_fleet(draft: str, inventory: Path, *, as_json: bool) -> None:
     click.echo(made.to_json() if as_json else "\n".join(fleet_lines(made)))
 
 
-def _make_plan(config: NodeConfig, draft: str | None, *, ignore_windows: bool = False) -> tuple[Plan, Exception | None]:
+def make_plan(
+    config: NodeConfig,
+    draft: str | None,
+    *,
+    ignore_windows: bool = False,
+    looked: Callable[[Desired, Observed], None] = lambda _desired, _observed: None,
+) -> tuple[Plan, Exception | None]:
+    """A plan as it would be made now, and why the newest snapshot is refused, if it is. Changes nothing (I9).
+
+    Args:
+        config: the node's configuration.
+        draft: a working copy, or a revision of one; None asks the repositories.
+        ignore_windows: as if every maintenance window were open.
+        looked: given both arguments of the decision.
+    """
     from tempfile import TemporaryDirectory
 
     from reconciler.planner import plan as make
@@ -116,6 +133,7 @@ def _make_plan(config: NodeConfig, draft: str | None, *, ignore_windows: bool = 
                 seen = preview(config, journal, ports=ports, scratch=git, agent=wiring.agent_version(), now=now)
         node = wiring.build_node(config, journal, ports=ports, progress=_silent, overlay=seen.documents)
         desired, observed = node.look(seen.digest, verified=seen.verified, cleared=seen.cleared)
+        looked(desired, observed)
         return told(make(desired, observed, config, now, ignore_windows=ignore_windows), seen), seen.refusal
 
 
@@ -171,6 +189,17 @@ def status(config_file: str | None, as_json: bool) -> None:
     from reconciler.cli.render_status import status_text
 
     click.echo(status_text(seen, _now()))
+    _warn_of_silence(config_file)
+
+
+def _warn_of_silence(config_file: str | None) -> None:
+    """What is shown is what was said last: a daemon that cannot write, or hangs, has nothing newer to show."""
+    from reconciler.published import silence
+
+    config = wiring.load_config(wiring.config_path(config_file))
+    state = _state(config)
+    if state.holder() is not None and (text := silence(state, config.interval, _now())):
+        click.echo(f"warning: the daemon {text}; this may be old: `reconcile doctor`", err=True)
 
 
 def _with_live_counts(seen: NodeStatus, config_file: str | None) -> NodeStatus:
@@ -236,55 +265,6 @@ def events(config_file: str | None, as_json: bool, follow: bool, limit: int) -> 
                 click.echo(json.dumps({"formatVersion": "1", **_as_json(event)}) if as_json else event_line(event))
             if not follow or wake.wait(0.5):
                 return
-
-
-@click.command()
-@click.argument("thing", default="")
-@config_option
-@json_option
-def why(thing: str, config_file: str | None, as_json: bool) -> None:
-    """Explain the decision about THING (a model, `runtime`, `mode`, ...), or about everything.
-
-    Where THING is a reason (`ModelCorrupt`), what it means and what to do about it; that needs no node.
-    """
-    from schemas.reasons import reasons
-    from schemas.states import CONDITIONS, HELD
-
-    if thing in reasons():
-        _explain_reason(thing, as_json=as_json)
-        return
-    if state := HELD.get(thing) or CONDITIONS.get(thing):
-        click.echo(json.dumps({"formatVersion": "1", "reason": thing, "meaning": state}) if as_json else state)
-        return
-    made, _ = _make_plan(wiring.load_config(wiring.config_path(config_file)), None)
-    steps = [step for step in made.trace if thing in step.subject] if thing else list(made.trace)
-    held = [item for item in made.held if thing in item.subject]
-    actions = [action for action in made.actions if thing in action.id]
-    if as_json:
-        document = {
-            "formatVersion": "1",
-            "trace": [json.loads(step.to_json()) for step in steps],
-            "held": [json.loads(item.to_json()) for item in held],
-            "actions": [json.loads(action.to_json()) for action in actions],
-        }
-        click.echo(json.dumps(document))
-        return
-    from reconciler.cli.render_plan import why_text
-
-    click.echo(why_text(steps, held, actions, thing))
-
-
-def _explain_reason(reason: str, *, as_json: bool) -> None:
-    from reconciler.cli.console import paint, say
-    from schemas.reasons import RETRY, meaning, reasons
-
-    cls = reasons()[reason]
-    what, do = meaning(cls)
-    if as_json:
-        document = {"reason": reason, "meaning": what, "do": do, "exitCode": cls.exit_code, "retry": cls.retry}
-        click.echo(json.dumps({"formatVersion": "1", **document}))
-        return
-    say(f"{paint(reason, 'bold')} (exit code {cls.exit_code}; {RETRY[cls.retry]})", "", what, "", f"What to do: {do}")
 
 
 # --- an operator's hand -------------------------------------------------------------------------------------------
@@ -370,6 +350,9 @@ def _change(config_file: str | None, question: Question) -> int:
     try:
         return ask(state, question).count
     except DaemonUnreachable:
+        if (holder := state.holder()) is not None:
+            text = f"process {holder} works on this node and does not answer: it counts from its next pass on"
+            click.echo(f"warning: {text} (`reconcile doctor`)", err=True)
         # Read-only first: a journal must exist, it is not made here.
         wiring.open_journal(state, readonly=True).close()
         with closing(wiring.open_journal(state, readonly=False)) as journal:

@@ -153,9 +153,11 @@ class opened:  # noqa: N801 - reads as the context manager that it is
         self._lookout, self._tempo, self._config_error = lookout, tempo, config_error
 
     def __enter__(self) -> Reconciler:
+        from reconciler.belonging import remember
         from reconciler.cli.progress import display
         from reconciler.loop import Reconciler
         from reconciler.tracing import traced
+        from reconciler.underway import Underway
 
         self._display = display(as_json=self._as_json, logged=self._logged)
         self._journal = wiring.open_journal(state_of(self._config), readonly=False)
@@ -163,7 +165,14 @@ class opened:  # noqa: N801 - reads as the context manager that it is
         try:
             self._journal.close_interrupted(ports.clock.now())
             reporter, advance = self._tell(self._display, self._display.advance)
-            node = wiring.build_node(self._config, self._journal, ports=ports, progress=advance)
+            underway = Underway()
+
+            def advanced(subject: str, done: int, total: int) -> None:
+                underway.advance(subject, done, total)
+                advance(subject, done, total)
+
+            node = wiring.build_node(self._config, self._journal, ports=ports, progress=advanced)
+            remember(self._config, self._journal)
             self._traces = traced(self._config, node.node_id, wiring.agent_version())
             tracer = self._traces.__enter__()
         except BaseException:
@@ -178,6 +187,7 @@ class opened:  # noqa: N801 - reads as the context manager that it is
             tempo=self._tempo,
             config_error=self._config_error,
             tracer=tracer,
+            underway=underway,
         )
 
     def __exit__(self, *trace: object) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.cli.console import duration, paint, plural, relative_time, size, table
 from reconciler.cli.render_plan import drift_lines, held_lines
+from reconciler.cli.steps import plan_lines, wanted_line
 from schemas.digests import short
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def status_text(status: NodeStatus, now: datetime) -> str:
         f"{paint('Node', 'bold')}      {status.node}",
         f"Network   {status.network}" + (f", account {status.account}" if status.account else ""),
         f"Snapshot  {_snapshot_line(status, now)}",
+        f"Wanted    {wanted_line(status.wanted)}",
         f"Serving   {_serving_line(status, now)}",
     ]
     if status.serving is not None and status.serving.proof is not None:
@@ -51,6 +53,7 @@ def status_text(status: NodeStatus, now: datetime) -> str:
             lines.append(f"Isolation not enforced here: {', '.join(status.serving.not_enforced)}")
     lines += ["", *_condition_lines(status, now), "", *drift_lines(status.drift), *_model_lines(status, now)]
     lines += held_lines(status.held, now)
+    lines += plan_lines(status.plan, now)
     if status.store is not None:
         lines += ["", *_store_lines(status.store)]
     machine = status.hardware
@@ -140,9 +143,10 @@ def _snapshot_line(status: NodeStatus, now: datetime) -> str:
     seen = status.snapshot
     if seen is None:
         return "none accepted yet"
+    ends = "expired" if seen.expires_at <= now else "expires"
     return (
         f"{seen.sequence} (epoch {seen.epoch}, {short(seen.digest)}), {len(seen.signers)} signers, "
-        f"accepted {relative_time(seen.accepted_at, now)}, expires {relative_time(seen.expires_at, now)}"
+        f"accepted {relative_time(seen.accepted_at, now)}, {ends} {relative_time(seen.expires_at, now)}"
     )
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from runtime.nvml import Nvml
     from schemas.node import ContainerBackend, NodeConfig, Notification
     from schemas.ports import Ports, Stop
+    from schemas.status import NodeStatus
     from schemas.target import BackendName
 
 CONFIG_LIMIT = 2**18
@@ -114,7 +115,11 @@ def build_node(
         ports: the outside.
         progress: told about bytes.
         overlay: documents of a candidate that is only looked at.
+
+    Raises:
+        ConfigError: the configuration is of another node than the one that lives here.
     """
+    from reconciler import belonging
     from reconciler.chain import Issuer
     from reconciler.documents import JournalDocuments
     from reconciler.identity import node_address
@@ -130,7 +135,8 @@ def build_node(
     node_id = node_address(state)
     documents = JournalDocuments(journal, overlay)
     journal.chain.issuer = Issuer(config.network, node_id, agent_version())
-    backends = build_backends(config, state, node_id, ports)
+    keeping = belonging.kept(config, journal, JournalDocuments(journal))
+    backends = build_backends(config, state, node_id, ports, keeping=keeping)
     hardware = build_hardware(config, state, node_id)
     adapters = Adapters(
         ports=ports,
@@ -207,8 +213,18 @@ def build_reach(config: NodeConfig, ports: Ports) -> Reach:
     )
 
 
-def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Ports) -> dict[str, Backend]:
-    """The backends that the configuration names, in order of preference. An SDK is imported only for its own."""
+def build_backends(
+    config: NodeConfig, state: StateDir, node_id: str, ports: Ports, *, keeping: BackendName | None = None
+) -> dict[str, Backend]:
+    """The backends that the configuration names, in order of preference. An SDK is imported only for its own.
+
+    Args:
+        config: the node's configuration.
+        state: its state directory.
+        node_id: checksummed address of its key.
+        ports: the outside.
+        keeping: one that is turned off, and is still looked at.
+    """
     backends: dict[str, Backend] = {}
     locks = gpu_locks(config, node_id)
     engines: tuple[tuple[BackendName, ContainerBackend | None], ...] = (
@@ -216,7 +232,7 @@ def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Por
         ("podman", config.backends.podman),
     )
     for name, settings in engines:
-        if settings is not None and settings.enabled:
+        if settings is not None and (settings.enabled or name == keeping):
             from runtime.backends.containers import ContainerEngine
 
             backends[name] = ContainerEngine(
@@ -229,7 +245,7 @@ def build_backends(config: NodeConfig, state: StateDir, node_id: str, ports: Por
                 run_folder=state.run,
                 locks=locks,
             )
-    if config.backends.native is not None and config.backends.native.enabled:
+    if "native" in config.backends.usable() or keeping == "native":
         from runtime.backends.native import NativeBackend
 
         backends["native"] = NativeBackend(state.run, network=config.network, node_id=node_id, ports=ports, locks=locks)
@@ -392,8 +408,15 @@ def import_bundle(config: NodeConfig, path: Path, progress: Progress, stop: Stop
 
 
 @contextmanager
-def observed(config: NodeConfig, run_pass: Callable[[], PassResult]) -> Iterator[Callable[[], PassResult]]:
+def observed(
+    config: NodeConfig, run_pass: Callable[[], PassResult], shows: Callable[[Callable[[NodeStatus], None]], None]
+) -> Iterator[Callable[[], PassResult]]:
     """A daemon's pass, watched and told of as the configuration asks for.
+
+    Args:
+        config: the node's configuration.
+        run_pass: one pass.
+        shows: has somebody told of what is published in the middle of a pass.
 
     Raises:
         ConfigError: the address of `telemetry.listen` cannot be listened on.
@@ -406,7 +429,7 @@ def observed(config: NodeConfig, run_pass: Callable[[], PassResult]) -> Iterator
     def journal() -> Journal:
         return open_journal(state, readonly=True)
 
-    with watched(config.telemetry, state, journal, build_notifier(config, state), run_pass) as run:
+    with watched(config.telemetry, state, journal, build_notifier(config, state), run_pass, shows) as run:
         yield run
 
 

@@ -255,6 +255,10 @@ class Recollection(Database):
             for row in rows.fetchall()
         ]
 
+    def last_known_good(self) -> LastKnownGood | None:
+        """What served last, proven."""
+        return self._good("last_known_good")
+
     def _good(self, table: Literal["last_known_good", "earlier_good"]) -> LastKnownGood | None:
         row = self._db.execute(f"SELECT target, snapshot, since FROM {table}").fetchone()  # noqa: S608 - one of two
         if row is None:

@@ -204,7 +204,7 @@ def _clear_away(situation: Situation, item: Instance, target: ServingTarget) -> 
         return action
     failures = restarts.ends(item, situation.observed.memory, situation.now)
     document, loops = situation.desired.document, failures >= restarts.BUDGET and item.spec_digest == target.spec_digest
-    back = document is not None and loops and has_way_back(document, situation.observed, target)
+    back = document is not None and loops and has_way_back(document, situation.observed, target, situation.node)
     return action.model_copy(update={"failed": True, "failures": failures, "gives_up": target if back else None})
 
 
@@ -275,7 +275,7 @@ def _is_tried_again(situation: Situation, target: ServingTarget) -> bool:
         return False
     hold = memory.holds.get(target.spec_digest)
     used_up = hold is not None and hold.failures + 1 >= restarts.BUDGET
-    return not (used_up and has_way_back(document, situation.observed, target))
+    return not (used_up and has_way_back(document, situation.observed, target, situation.node))
 
 
 def _backoffs(situation: Situation, target: ServingTarget, clean_up: Sequence[StopInstance]) -> list[Hold]:

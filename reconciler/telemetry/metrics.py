@@ -2,11 +2,12 @@
 
 Names follow controller-runtime where it has them (`reconcile_total`, `reconcile_errors_total`,
 `reconcile_time_seconds` there is `reconcile_duration_seconds` here), with Prometheus' base units. Everything comes from
-the results of passes: counters begin anew with the daemon, gauges say what the last pass saw.
+the results of passes: counters begin anew with the daemon, gauges say what was published last.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -43,6 +44,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._showing = threading.Lock()
         make = self._registry
         self._passes = Counter(
             "reconcile",
@@ -67,7 +69,7 @@ class Metrics:
         self._condition = Gauge(
             "reconcile_condition", "1 True, 0 False, -1 Unknown.", ["type", "reason"], registry=make
         )
-        self._updated = Gauge("reconcile_status_timestamp_seconds", "When the last pass ended.", registry=make)
+        self._updated = Gauge("reconcile_status_timestamp_seconds", "When the node last said how it is.", registry=make)
         self._sequence = Gauge("reconcile_snapshot_sequence", "Sequence of the snapshot in force.", registry=make)
         self._expiry = Gauge(
             "reconcile_snapshot_expiry_seconds", "Time until the snapshot in force expires.", registry=make
@@ -131,7 +133,11 @@ class Metrics:
         self._errors.labels(error.reason).inc()
 
     def show(self, status: NodeStatus) -> None:
-        """Set what a status says."""
+        """Set what a status says, at once: a scrape in between would find half of it gone."""
+        with self._showing:
+            self._show(status)
+
+    def _show(self, status: NodeStatus) -> None:
         of_gpus = (
             *(self._gpu, self._gpu_free, self._gpu_used, self._gpu_celsius, self._gpu_ecc),
             self._gpu_fault,
@@ -188,7 +194,8 @@ class Metrics:
 
     def text(self) -> bytes:
         """The text format."""
-        return generate_latest(self._registry)
+        with self._showing:
+            return generate_latest(self._registry)
 
     def described(self) -> dict[str, tuple[str, str]]:
         """Every metric's type and meaning, by the name under which it is scraped."""

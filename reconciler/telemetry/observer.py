@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reconciler.state_dir import StateDir
     from reconciler.telemetry.metrics import Metrics
     from schemas.node import TelemetryConfig
+    from schemas.status import NodeStatus
 
 LOG = logging.getLogger("reconcile")
 
@@ -30,6 +31,7 @@ def observed(
     journal: Callable[[], Journal],
     notifier: Notifier | None,
     run_pass: Callable[[], PassResult],
+    shows: Callable[[Callable[[NodeStatus], None]], None],
 ) -> Iterator[Callable[[], PassResult]]:
     """A daemon's pass, counted, and what it noted told; for the length of the `with`.
 
@@ -39,6 +41,7 @@ def observed(
         journal: opens its journal for reading.
         notifier: tells of events; None where nobody is told.
         run_pass: one pass.
+        shows: has somebody told of what is published in the middle of a pass.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -53,6 +56,7 @@ def observed(
             shown = stack.enter_context(serving(config, View(state, journal, metrics.text, page=config.page)))
             LOG.info("telemetry: %s", shown)
             run = _counted(run, metrics)
+            shows(metrics.show)
         if notifier is not None:
             from reconciler.notifications import notifying  # noqa: PLC0415 - where it is asked for
 

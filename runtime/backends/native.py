@@ -22,9 +22,9 @@ from runtime import logs
 from runtime.backends import native_drift as drift
 from runtime.backends import native_processes as processes
 from runtime.backends.native_confinement import unmount
-from runtime.backends.native_group import Group
+from runtime.backends.native_group import Group, sweep
 from runtime.backends.native_order import order
-from runtime.backends.native_permissions import SHIM, Permissions, boot_id, read
+from runtime.backends.native_permissions import SHIM, Permissions, boot_id, read, read_what_is_sound
 from runtime.gpu_locks import claim
 from runtime.interfaces import SOCKET_NAME, EngineView
 from schemas.digests import digest_text
@@ -245,7 +245,8 @@ class NativeBackend:
         spec = self._spec(name)
         # Asked in this order: an instance that ends meanwhile is seen with its end, never as one that did not start.
         shim = processes.lock_holder(folder / "lock") if spec is not None else 0
-        state, end = read(folder / "state.json"), read(folder / "exit.json")
+        # Locks and marks say whether it runs; without these it is only not known since when, or how it ended.
+        state, end = read_what_is_sound(folder / "state.json"), read_what_is_sound(folder / "exit.json")
         left = self._left(name, state) if marked and not shim else []
         if spec is None:
             # Its folder is gone and it runs on: it must be seen, or a second would be started beside it (I3).
@@ -288,7 +289,8 @@ class NativeBackend:
     # --- inside: life ---------------------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
-        """Remove folders that a crash left before their spec was written: nothing can have been started from them."""
+        """Remove what a crash left: folders without a spec, from which nothing can have been started; empty groups."""
+        sweep()
         for name in self._names():
             if not (self._folder / name / "spec.json").exists():
                 self._ports.files.remove(self._folder / name)
@@ -352,7 +354,7 @@ class NativeBackend:
 
     def _kill_left(self, name: str) -> None:
         """Kill what no supervisor looks after any more, until nothing is left."""
-        state = read(self._folder / name / "state.json")
+        state = read_what_is_sound(self._folder / name / "state.json")
         clock = self._ports.clock
         deadline = clock.monotonic() + KILL_SECONDS
         while left := self._left(name, state):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,8 +14,30 @@ if TYPE_CHECKING:
 CGROUPS: Final = Path("/sys/fs/cgroup")
 CGROUP_PERIOD: Final = 100_000
 """Microseconds over which processor time is counted: the kernel's default."""
+CONTROLLERS: Final = ("cpu", "memory", "pids")
 REMOVAL_SECONDS: Final = 5.0
 """Until the kernel lets a control group go after its last process: milliseconds."""
+
+
+ABANDONED_SECONDS: Final = 600.0
+"""After which a group that holds no process belongs to nobody: an engine joins its own moments after it is made."""
+
+
+def sweep() -> int:
+    """Remove groups that whoever made them could not: it was killed, and its folder is gone. How many there were.
+
+    One that holds a process cannot be removed, whosever it is; one that is missing is made again when it is needed.
+    """
+    found = set(CGROUPS.glob("reconcile/*/")) | {
+        folder for name in CONTROLLERS for folder in (CGROUPS / name / "reconcile").glob("*/")
+    }
+    count = 0
+    for folder in found:
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                folder.rmdir()
+                count += 1
+    return count
 
 
 class Group:
@@ -79,7 +103,7 @@ class Group:
         Raises:
             OSError: refused.
         """
-        for folder in {self.folder(name) for name in ("cpu", "memory", "pids") if name not in without}:
+        for folder in {self.folder(name) for name in CONTROLLERS if name not in without}:
             (folder / "cgroup.procs").write_text("0", encoding="ascii")
 
     def oom_kills(self) -> int | None:
@@ -94,7 +118,7 @@ class Group:
     def remove(self) -> None:
         """Remove the group; its last process may have ended a moment ago. Fine if it is gone."""
         deadline = time.monotonic() + REMOVAL_SECONDS
-        for folder in {self.folder(name) for name in ("cpu", "memory", "pids")}:
+        for folder in {self.folder(name) for name in CONTROLLERS}:
             while folder.exists() and time.monotonic() < deadline:
                 try:
                     folder.rmdir()
@@ -123,6 +147,8 @@ class Group:
             for folder in (CGROUPS, parent):
                 self._write(folder / "cgroup.subtree_control", f"+{controller}", needed=True)
         self.folder(controller).mkdir(exist_ok=True)
+        # It is about to be used, however long ago it was made: `sweep` leaves it alone.
+        os.utime(self.folder(controller))
 
     def _write(self, path: Path, text: str, *, needed: bool) -> None:
         if needed or path.exists():

@@ -115,9 +115,19 @@ def read(path: Path) -> dict[str, Any] | None:
             value = json.loads(file.read(SPEC_LIMIT))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} is not what was written there")  # noqa: TRY004 - a damaged file, not a wrong argument
     return value
+
+
+def read_what_is_sound(path: Path) -> dict[str, Any] | None:
+    """As `read`, None for a damaged one too: for what can be found out otherwise."""
+    try:
+        return read(path)
+    except ValueError:
+        return None
 
 
 def boot_id() -> str:

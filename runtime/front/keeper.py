@@ -124,7 +124,8 @@ class FrontKeeper:
             raise BackendUnavailable(f"no front can lead anywhere from here: {blind}")
         try:
             current = any(front.takes_clients and front.digest == self._program() for front in self._alive())
-            route = self._read_route()
+            # What is damaged leads nowhere that is known: it is written again.
+            route = self._read_route() or Route()
         except (OSError, ValueError, KeyError) as error:
             raise BackendUnavailable(f"the front cannot be seen: {error}") from error
         limits = FrontLimits(
@@ -197,8 +198,12 @@ class FrontKeeper:
         """Turn a route to this instance into waiting."""
         try:
             route = self._read_route()
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise StartFailed(f"the route cannot be read: {error}") from error
+        if route is None:
+            # It may have led there.
+            self.lead(Route(state="holding", instance=instance))
+            return True
         if route.instance != instance or route.state == "none":
             return False
         if route.state != "holding":
@@ -234,12 +239,19 @@ class FrontKeeper:
         except FileNotFoundError:
             return []
 
-    def _read_route(self) -> Route:
+    def _read_route(self) -> Route | None:
+        """The route as it lies there; None for one that is damaged.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         try:
             with self._route.open("rb") as file:
                 return Route.from_json(file.read(ROUTE_LIMIT))
         except FileNotFoundError:
             return Route()
+        except (ValueError, TypeError):
+            return None
 
     def _program(self) -> str:
         """Digest of everything that a running front cannot change: its code and its settings."""
@@ -326,19 +338,13 @@ def _python_files(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object of a front's folder; empty when it is not there yet.
-
-    Raises:
-        ValueError: not what was written there.
-    """
+    """A JSON object of a front's folder; empty when it is not there yet, or damaged: then another front is started."""
     try:
         with path.open("rb") as file:
             value = json.loads(file.read(FILE_LIMIT))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not what was written there")  # noqa: TRY004 - a damaged file, not a wrong argument
-    return value
+    return value if isinstance(value, dict) else {}
 
 
 def _tail(path: Path) -> str:

@@ -362,8 +362,22 @@ class TestNative(GpuContract, RealBackendContract):
         backend = harness.attach()
         run(harness, backend, spec)
         (harness.folder / "a" / "run" / "instances" / spec.name / "spec.json").write_bytes(b"{")
-        with pytest.raises(BackendUnavailable, match="cannot be seen"):
+        with pytest.raises(BackendUnavailable, match=r"cannot be seen: .*/spec\.json is damaged"):
             backend.list()
+        backend.remove(spec.name)
+        assert harness.left(spec) == ()
+        assert backend.list() == ()
+
+    @pytest.mark.parametrize("name", ["state.json", "exit.json"])
+    def test_what_a_supervisor_wrote_may_be_damaged(self, harness: NativeHarness, name: str) -> None:
+        """Its lock says that it runs: it is seen, stopped and removed all the same (I7)."""
+        spec = harness.spec("a1")
+        backend = harness.attach()
+        run(harness, backend, spec)
+        (harness.folder / "a" / "run" / "instances" / spec.name / name).write_bytes(b"{")
+        assert look(backend, spec).status == "running"
+        backend.stop(spec.name, grace=5)
+        assert look(backend, spec).status != "running"
         backend.remove(spec.name)
         assert harness.left(spec) == ()
         assert backend.list() == ()

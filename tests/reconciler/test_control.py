@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from reconciler import control
+from reconciler import asking, control
 from reconciler.asking import ask
 from reconciler.control import CONTROL_SOCKET, Asked, Audience, listening, short
 from reconciler.loop import Reconciler
@@ -93,6 +93,16 @@ def test_what_is_asked_is_recorded_and_wakes(daemon: Daemon) -> None:
         assert daemon.wake.reload
     with pytest.raises(DaemonUnreachable, match="no daemon listens"):
         ask(daemon.state, Notify())
+
+
+def test_a_daemon_that_hangs_is_not_waited_for(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket takes the question and nobody answers: whoever wants something recorded is told soon."""
+    monkeypatch.setattr(asking, "ANSWER_SECONDS", 0.1)
+    with socket.socket(socket.AF_UNIX) as hung, short(daemon.state.run / CONTROL_SOCKET) as address:
+        hung.bind(address)
+        hung.listen()
+        with pytest.raises(DaemonUnreachable, match="does not answer"):
+            ask(daemon.state, Suspend(why="lunch"))
 
 
 def test_a_failure_arrives_as_what_it_was(daemon: Daemon) -> None:

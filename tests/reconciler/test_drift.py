@@ -10,11 +10,15 @@ import pytest
 
 from reconciler.cli.render_plan import plan_text
 from reconciler.cli.render_status import status_text
+from reconciler.drift import counted
 from reconciler.memory import Note
 from reconciler.planner import plan
 from runtime.backends.container_drift import differences, limits, settings
+from schemas.memory import Memory
+from schemas.node import HealPolicy
 from schemas.observation import Difference
-from tests.support.builders import assignment, model, snapshot
+from schemas.plan import Drift
+from tests.support.builders import NOW, assignment, model, snapshot
 from tests.support.simulated_node import SimulatedNode
 
 if TYPE_CHECKING:
@@ -119,6 +123,16 @@ def test_the_budget_is_the_owners(tmp_path: Path) -> None:
     assert node.run().exit_code == 0
     change(node, MEMORY)
     assert node.run().outcomes == ()
+
+
+def test_what_has_to_be_done_anyway_is_no_repair() -> None:
+    """Where nothing serves, a changed model is hashed whatever the budget says: that does not spend it further (I11)."""
+    found = Drift(subject="a:v1", field="mode", expected="0444", found="0644", repaired=True)
+    times = tuple(NOW - timedelta(minutes=minute) for minute in (1, 2, 3))
+    spent = [counted([found], Memory(heals={found.key: times[:count]}), HealPolicy(), NOW) for count in (0, 2, 3)]
+    assert spent == [(found.key,), (found.key,), ()]
+    assert counted([found], Memory(heals={found.key: times}), HealPolicy(), NOW + timedelta(hours=2)) == (found.key,)
+    assert counted([found.model_copy(update={"repaired": False})], Memory(), HealPolicy(), NOW) == ()
 
 
 def test_a_retry_opens_the_budget(simulated: SimulatedNode) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,8 @@ import pytest
 
 from reconciler import logbook
 from reconciler.cli.progress import LogDisplay
+from runtime.notifying import Webhook
+from schemas.errors import NotDelivered
 from tests.support.builders import assignment, model, snapshot
 from tests.support.simulated_node import SimulatedNode
 
@@ -126,3 +130,18 @@ def test_actions_are_told_with_their_fields(out: io.StringIO, tmp_path: Path) ->
     failed = next(line for line in lines if line.get("status") == "failed")
     assert (failed["action"], failed["reason"], failed["level"]) == ("start/a:v1", "StartFailed", "warning")
     assert failed["seconds"] >= 0
+
+
+def test_paths_of_webhooks_are_in_no_log(out: io.StringIO) -> None:
+    """The path is often all that keeps others from posting, and the HTTP library writes it at its most talkative."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        logbook.set_up("json", "debug", stream=out)
+        hook = Webhook(f"http://127.0.0.1:{server.server_address[1]}/services/{HUSH}", None)
+        with pytest.raises(NotDelivered, match="501") as refused:
+            hook("Odd", b"{}")
+        thread.join()
+    LOG.debug("still here")
+    assert "still here" in out.getvalue()
+    assert HUSH not in out.getvalue() + str(refused.value)

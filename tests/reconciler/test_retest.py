@@ -305,3 +305,24 @@ def test_vllm_calls_functions_only_where_the_snapshot_says_how() -> None:
         "m:v1 is for tools; vllm serves chat, completion, json here (tools: with engineArgs.toolCallParser)"
     ]
     assert held(toolCallParser="hermes") == []
+
+
+def test_a_clock_that_was_ahead_stops_no_retests(simulated: SimulatedNode) -> None:
+    """A receipt of the future would put the next test off until then, for years: what serves is tested now, once."""
+    simulated.run(ONE)
+    simulated.later(days=4000)
+    assert "validate-model" in kinds(simulated.run()), "with the wrong clock, one was due"
+    simulated.later(days=-4000)
+    simulated.later(minutes=1)
+    result = simulated.run()
+    assert kinds(result) == ["validate-model"]
+    assert "the clock was set back" in result.outcomes[0].action.cause
+    assert proof(result).issued_at <= simulated.clock.now()
+    assert kinds(simulated.run()) == []
+
+
+def test_a_clock_that_is_set_right_by_minutes_is_no_doubt(simulated: SimulatedNode) -> None:
+    """Every clock is; nothing is proven again because of it."""
+    simulated.run(ONE)
+    simulated.later(minutes=-5)
+    assert kinds(simulated.run()) == []

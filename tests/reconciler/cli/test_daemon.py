@@ -162,6 +162,48 @@ def test_a_command_between_two_configurations_ends_no_daemon(
     assert daemon.wait(PATIENCE) == 0
 
 
+@pytest.mark.parametrize("change", ["network: elsewhere", "stateDir: FOLDER/nowhere"])
+def test_a_configuration_of_another_node_is_refused(
+    tmp_path: Path, origin: Repository, daemon: subprocess.Popen[bytes], change: str
+) -> None:
+    """A network or a folder that is not this node's ends no daemon, and leads it to no second runtime (I3)."""
+    eventually(lambda: sequence(tmp_path) == 1, "the first pass is published")
+    config = tmp_path / "node.yaml"
+    good = config.read_text()
+    field = change.partition(":")[0]
+    lines = [
+        change.replace("FOLDER", str(tmp_path)) if line.startswith(f"{field}:") else line for line in good.splitlines()
+    ]
+    config.write_text("\n".join(lines) + "\n")
+    eventually(lambda: condition(tmp_path, "Stalled") == ("True", "ConfigError"), "it is refused")
+    assert status(tmp_path)["network"] == "testnet"
+    config.write_text(good)
+    eventually(lambda: condition(tmp_path, "Stalled")[1] != "ConfigError", "and the right one is taken again")
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(PATIENCE) == 0
+
+
+def test_a_control_socket_that_was_removed_comes_back(
+    tmp_path: Path, origin: Repository, daemon: subprocess.Popen[bytes]
+) -> None:
+    """A daemon that runs for years can be asked again after somebody has tidied up."""
+    eventually(lambda: sequence(tmp_path) == 1, "the first pass is published")
+    socket = tmp_path / "state" / "run" / "control.sock"
+    socket.unlink()
+    before = (origin.folder / "networks/testnet/snapshot.v1alpha1.yaml").read_bytes()
+    for old in (origin.folder / "networks/testnet/snapshot.sigs").glob("*"):
+        old.unlink()
+    origin.put_snapshot(snapshot_text(2, previous=before, expires=YEARS))
+    origin.commit()
+    eventually(lambda: sequence(tmp_path) == 2, "a pass is made")
+    eventually(socket.exists, "the socket is there again")
+    once = command(tmp_path / "node.yaml")
+    assert (once.returncode, "NoAssignment" in once.stdout) == (6, True), "the daemon answers on it"
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(PATIENCE) == 0
+    assert not socket.exists()
+
+
 HUSH = "hush-Xq9Kz7wTn2"
 
 

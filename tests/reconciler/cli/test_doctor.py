@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from reconciler.published import LONG_SECONDS, SILENT_SECONDS
 from reconciler.state_dir import StateDir
 from runtime.backends.describe import describe
 from runtime.host import SystemClock
 from schemas.errors import EngineUnreachable
 from tests.reconciler.cli.test_node import Machine
+from tests.reconciler.test_pipeline import A
 from tests.support.builders import NOW
+from tests.support.simulated_node import SimulatedNode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,6 +123,12 @@ def _no_room(machine: Machine) -> None:
     machine.config.write_text(machine.config.read_text() + "policy: {reserve: 900TiB}\n")
 
 
+def _damaged_instance(machine: Machine) -> None:
+    folder = machine.folder / "state" / "run" / "instances" / "reconcile-testnet-a1"
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text("{")
+
+
 @pytest.mark.parametrize(
     ("harm", "subject", "words"),
     [
@@ -128,6 +138,7 @@ def _no_room(machine: Machine) -> None:
         (_broken_journal, "journal", "state.db"),
         (_no_docker, "docker", "start dockerd"),
         (_nobody_home, "podman", "is podman running?"),
+        (_damaged_instance, "native", "remove that file's folder"),
         (_no_room, "disk", "reconcile gc --dry-run"),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
@@ -144,9 +155,46 @@ def test_a_daemon_is_seen_and_left_alone(machine: Machine) -> None:
     """Its process is named, and the lock stays its own (I9)."""
     state = StateDir(machine.folder / "state")
     with state.lock():
-        assert f"process {os.getpid()} holds" in checks(machine)["daemon"][0]["message"]
+        found = checks(machine)["daemon"][0]
+        assert f"process {os.getpid()} holds" in found["message"]
+        assert found["verdict"] == "warning", "nobody listens: a command by hand, or a socket that was removed"
         assert state.holder() == str(os.getpid())
     assert state.holder() is None
+
+
+def test_a_daemon_that_hangs_is_found(machine: Machine) -> None:
+    """Its process lives and holds the node, and has not said anything for long: it does not look after it."""
+    state = StateDir(machine.folder / "state")
+    node = SimulatedNode(machine.folder / "other")
+    status = node.run(A).status
+    assert status.plan is not None
+    step = status.plan.steps[0].model_copy(update={"state": "running"})
+    begun = status.plan.model_copy(update={"ended_at": None, "steps": (step,)})
+
+    def said(seconds: float, *, working: bool, code: int = 0) -> dict[str, str]:
+        plan = begun if working else status.plan
+        when = {"updated_at": NOW - timedelta(seconds=seconds), "plan": plan, "serving": None}
+        state.status.write_text(status.model_copy(update=when).to_json())
+        return checks(machine, code=code)["daemon"][0]
+
+    state.run.mkdir(exist_ok=True)
+    with state.lock(), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(state.run / "control.sock"))
+        assert said(60, working=False)["verdict"] == "ok"
+        silent = said(2 * SILENT_SECONDS, working=False, code=1)
+        assert (silent["verdict"], "has said nothing for 30 minutes" in silent["message"]) == ("failure", True)
+        assert "has said nothing for 30 minutes" in machine.run("status").output
+        assert said(2 * SILENT_SECONDS, working=True)["verdict"] == "ok", "a start takes its time"
+        assert "download/a:v1" in said(2 * LONG_SECONDS, working=True, code=1)["message"]
+
+
+def test_a_front_that_is_gone_while_something_serves(machine: Machine) -> None:
+    """Clients find nobody, although the runtime is well."""
+    state = StateDir(machine.folder / "state")
+    assert checks(machine)["front"][0]["verdict"] == "ok", "nothing serves yet: it is not started yet"
+    status = SimulatedNode(machine.folder / "other").run(A).status
+    state.status.write_text(status.to_json())
+    assert checks(machine, code=1)["front"][0]["verdict"] == "failure"
 
 
 def test_a_machine_that_is_no_node(machine: Machine) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import urllib.error
 import urllib.request
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,8 +28,10 @@ from tests.support.builders import manifest_digest
 from tests.support.simulated_node import SimulatedNode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from schemas.status import NodeStatus
 
 
 @pytest.fixture
@@ -196,9 +199,12 @@ def test_a_daemon_s_pass_is_counted(node: SimulatedNode) -> None:
     """What the loop runs is the same pass, and what came of it can be scraped while it runs."""
     config = TelemetryConfig(listen="127.0.0.1:0")
     journal = node.node.state.journal
-    with observed(config, node.node.state, lambda: Journal(journal, readonly=True), None, lambda: node.run(A)) as run:
+    shown: list[Callable[[NodeStatus], None]] = []
+    read = partial(Journal, journal, readonly=True)
+    with observed(config, node.node.state, read, None, lambda: node.run(A), shown.append) as run:
         assert run().exit_code == 0
-    with observed(TelemetryConfig(), node.node.state, lambda: Journal(journal), None, node.run) as run:
+        assert len(shown) == 1, "what is published in the middle of a pass is shown as well"
+    with observed(TelemetryConfig(), node.node.state, lambda: Journal(journal), None, node.run, shown.append) as run:
         assert run == node.run, "what nobody asked for costs nothing"
 
 

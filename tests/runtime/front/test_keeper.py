@@ -100,6 +100,39 @@ def test_a_front_is_started_once_and_found_again(house: House) -> None:
     assert (counts.served, counts.in_flight) == (1, 0)
 
 
+@pytest.mark.parametrize("damage", [b'{"x":', b"", b"[]", b'{"state": "serving", "models": 7}', b"\xff\xfe"])
+def test_a_damaged_route_is_written_again(house: House, damage: bytes) -> None:
+    """What a bad disk left leads nowhere that is known: the agent sees that, and can hold and lead (I7)."""
+    agent = house.agent()
+    agent.ensure()
+    route = house.engine("a", lambda stream, _: stream.sendall(whole("a")))
+    agent.lead(route)
+    assert house.ask() == b"a"
+    (house.run / "route.json").write_bytes(damage)
+    seen = agent.look()
+    assert (seen.current, seen.state, seen.intent) == (True, "none", "")
+    assert agent.hold("a"), "it may have led there"
+    assert agent.look().state == "holding"
+    agent.lead(route)
+    assert house.ask() == b"a"
+
+
+@pytest.mark.parametrize("name", ["settings.json", "state.json"])
+def test_a_front_whose_files_are_damaged_is_replaced(house: House, name: str) -> None:
+    """Another takes the clients, and the one that cannot be told any more ends."""
+    agent = house.agent()
+    agent.ensure()
+    agent.lead(house.engine("a", lambda stream, _: stream.sendall(whole("a"))))
+    (before,) = house.pids()
+    (folder,) = (house.run / "front").iterdir()
+    (folder / name).write_text('{"half')
+    assert not agent.look().current
+    agent.ensure()
+    assert agent.look().current
+    eventually(lambda: bool(house.pids()) and before not in house.pids(), "the one before ends")
+    assert house.ask() == b"a"
+
+
 def test_looking_and_asking_change_nothing(house: House, tmp_path: Path) -> None:
     """A dry run is dry (I9)."""
     agent = house.agent()
@@ -234,10 +267,10 @@ def test_an_agent_that_cannot_tell_who_listens_has_no_front(tmp_path: Path) -> N
         keeper.look()
 
 
-def test_damaged_files_are_unknown_not_absent(house: House) -> None:
-    """What cannot be read is not taken for a front that is not there."""
+def test_what_cannot_be_read_is_unknown_not_absent(house: House) -> None:
+    """A disk that refuses is not taken for a front that is not there."""
     house.agent().ensure()
-    (house.run / "route.json").write_text("[]")
+    (house.run / "route.json").mkdir()
     with pytest.raises(BackendUnavailable):
         house.agent().look()
     with pytest.raises(StartFailed):
