@@ -126,7 +126,7 @@ def test_the_budget_is_the_owners(tmp_path: Path) -> None:
 
 
 def test_what_has_to_be_done_anyway_is_no_repair() -> None:
-    """Where nothing serves, a changed model is hashed whatever the budget says: that does not spend it further (I11)."""
+    """Where nothing serves, a changed model is hashed whatever the budget says: that does not spend it (I11)."""
     found = Drift(subject="a:v1", field="mode", expected="0444", found="0644", repaired=True)
     times = tuple(NOW - timedelta(minutes=minute) for minute in (1, 2, 3))
     spent = [counted([found], Memory(heals={found.key: times[:count]}), HealPolicy(), NOW) for count in (0, 2, 3)]
