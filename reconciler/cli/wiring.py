@@ -290,12 +290,14 @@ def build_hardware(config: NodeConfig, state: StateDir, node_id: str) -> HostHar
 
 
 def build_followers(config: NodeConfig, state: StateDir) -> list[Follower]:
-    """What notices at once that an instance, or the front, has ended or was changed, or that a GPU fails."""
+    """What notices that an instance, or the front, has ended or was changed, that a GPU fails, or a disk runs low."""
     from reconciler.identity import node_address
     from runtime.backends.lock_follower import LockFollower
+    from runtime.disk_follower import DiskFollower
 
     folders = [state.run / "instances"] if config.backends.native is not None else []
-    followers: list[Follower] = [LockFollower([*folders, state.run / "front"]), gpu_listener()]
+    disks = DiskFollower([state.root, *([Path(config.models.archive)] if config.models.archive else [])])
+    followers: list[Follower] = [LockFollower([*folders, state.run / "front"]), gpu_listener(), disks]
     for settings in (config.backends.docker, config.backends.podman):
         if settings is not None and settings.enabled:
             from runtime.backends.docker_api import ContainerEvents

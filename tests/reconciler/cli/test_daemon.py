@@ -19,6 +19,7 @@ from schemas.digests import digest_bytes
 from schemas.errors import StateLocked
 from tests.desired_state import network
 from tests.desired_state.network import Repository, snapshot_text
+from tests.support.disks import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,6 +46,13 @@ def origin(tmp_path: Path) -> Repository:
     made.put_snapshot(snapshot_text(expires=YEARS))
     made.commit()
     return made
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MiB for a node's state; to be asked for before the daemon."""
+    with small_disk(tmp_path / "state", size=64 * 2**20) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -129,6 +137,18 @@ def test_a_daemon_from_start_to_end(tmp_path: Path, origin: Repository, daemon: 
     log = daemon.stderr.read().decode()
     assert "SourceVerified True Verified" in log
     assert "Traceback" not in log
+
+
+def test_a_disk_that_runs_low_wakes_a_daemon(disk: Path, daemon: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    """And so does room that comes back: what waits for it does not wait for the next poll as well."""
+    eventually(lambda: sequence(tmp_path) == 1, "the first pass is published")
+    ballast, published = disk / "ballast", disk / "status.json"
+    for change in (lambda: ballast.write_bytes(bytes(61 * 2**20)), ballast.unlink):
+        # What was published comes back with a pass, of which the next would be made in an hour.
+        published.unlink()
+        change()
+        eventually(published.exists, "a pass is made")
+    assert daemon.poll() is None
 
 
 def test_a_command_between_two_configurations_ends_no_daemon(
