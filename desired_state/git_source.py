@@ -146,8 +146,17 @@ class GitSource:
                 raise _refused(done, url, limit, cut=cut)
         except OSError as error:
             raise SourceUnreachable(f"{scrub(url)}: {scrub(str(error))}") from error
-        named = ("rev-parse", "--verify", f"{name}^{{commit}}")
-        return local_repository.own_commit(into / name) or self.calls.objects(into, named).decode().strip()
+        return local_repository.own_commit(into / name) or self._named(into, name)
+
+    def _named(self, into: Path, name: str) -> str:
+        """The commit that a ref of the mirror names."""
+        asked = ("rev-parse", "--verify", f"{name}^{{commit}}")
+        commit = self.calls.objects(into, asked).decode(errors="replace").strip()
+        if not _COMMIT.fullmatch(commit):
+            raise SourceUnreachable(
+                f"{into}: git names no commit", hint="the mirror can be removed; it is fetched again"
+            )
+        return commit
 
     def _prepare(self, url: str, into: Path, borrow: Path | None) -> None:
         """Make sure that there is a repository to fetch into, which is not larger than it has to be."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,6 +143,8 @@ _JOB: list[tuple[Desired, datetime]] = []
 
 def _begin(desired: Desired, now: datetime) -> None:
     """In a process of its own: what all its shares are planned for."""
+    # It ends when the pool ends it, whatever the process that it was forked from does about signals.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _JOB.append((desired, now))
 
 

@@ -40,7 +40,7 @@ class EitherWay(ContainerSwappingNode):
         config = node(backends={"docker": docker, "native": {"allowUnenforced": WEAKER}}, policy={"overlap": True})
         adapters = replace(adapters, backends={**adapters.backends, "native": native})
         self.node = replace(self.node, config=config, adapters=adapters)
-        self.reconciler._node = self.node
+        self.wire()
 
     def wish(self, key: str, *, overlap: bool = False, **fields: Any) -> SnapshotDocument:
         """Containers or processes: the node's choice."""

@@ -234,9 +234,9 @@ def _printing(content: bytes) -> GitSource:
 COMMIT = b"0123456789abcdef0123456789abcdef01234567"
 
 
-@target(COMMIT + b"\trefs/heads/main\n", json.dumps({"commit": COMMIT.decode()}).encode(), b'{"kind": "limit"}')
+@target(COMMIT + b"\trefs/heads/main\n", COMMIT + b"\n", b"fatal: fsck error in packed object\n")
 def git_answers(content: bytes) -> None:
-    """What `git ls-remote` and the fetching child print."""
+    """What `git ls-remote`, `git fetch` and `git rev-parse` print."""
     source = _printing(content)
     with suppress(ReconcileError):
         source.head("https://example.org/a.git", "main")

@@ -54,7 +54,7 @@ class GpuNode(SwappingNode):
         backend = NativeBackend(run, network="testnet", node_id=self.mark, ports=ports, locks=locks)
         adapters = replace(self.node.adapters, backends={"native": backend}, machine=machine)
         self.node = replace(self.node, adapters=adapters, hardware=machine)
-        self.reconciler._node = self.node
+        self.wire()
 
     def serve(self, key: str = "a:v1", gpus: int = 1) -> PassResult:
         """One pass with a snapshot that wants a model on GPUs."""

@@ -67,7 +67,7 @@ class ContainerSwappingNode(SwappingNode):
         config = node(backends={self.engine_name: settings}, policy={"overlap": True})
         adapters = replace(self.node.adapters, backends={self.engine_name: backend})
         self.node = replace(self.node, config=config, node_id=self.own_id, adapters=adapters)
-        self.reconciler._node = self.node
+        self.wire()
 
     @property
     def backend(self) -> Backend:

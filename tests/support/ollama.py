@@ -161,7 +161,7 @@ class OllamaNode(SimulatedNode):
             front=self.keeper,
         )
         self.node = replace(self.node, node_id=self.own_id, adapters=adapters)
-        self.reconciler._node = self.node
+        self.wire()
 
     def wish(self, key: str) -> SnapshotDocument:
         """The next snapshot: one of the models serves."""

@@ -64,7 +64,7 @@ class OpenAINode(SwappingNode):
         config = node(backends={name: {"socket": socket, "allowUnenforced": self.weaker}})
         adapters = replace(self.node.adapters, backends={name: backend}, engines={"openai": OpenAIEngine()})
         self.node = replace(self.node, config=config, node_id=self.own_id, adapters=adapters)
-        self.reconciler._node = self.node
+        self.wire()
 
     @property
     def backend(self) -> Backend:

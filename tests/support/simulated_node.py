@@ -288,6 +288,10 @@ class SimulatedNode:
             adapters=adapters,
             hardware=self.machine,
         )
+        self.wire()
+
+    def wire(self) -> None:
+        """An agent over the node as it is now: after its parts were replaced."""
         self.reconciler = Reconciler(self.node, ScriptedSource(self), self.recorder)
 
     def offer(self, document: SnapshotDocument) -> None:

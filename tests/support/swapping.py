@@ -126,7 +126,7 @@ class SwappingNode(SimulatedNode):
             health=HealthWatch(self.health_clock),
         )
         self.node = replace(self.node, adapters=adapters)
-        self.reconciler._node = self.node
+        self.wire()
 
     @property
     def backend(self) -> Backend:

@@ -239,7 +239,7 @@ class VllmNode(SimulatedNode):
             front=self.keeper,
         )
         self.node = replace(self.node, node_id=self.own_id, adapters=adapters)
-        self.reconciler._node = self.node
+        self.wire()
 
     @property
     def backend(self) -> Backend:
