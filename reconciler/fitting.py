@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +28,9 @@ def misfit(runtime: RuntimeSpec, model: ModelSpec, hardware: Hardware) -> str:
 
 
 def _of_engine(runtime: RuntimeSpec, model: ModelSpec) -> str:
-    if model.requires.engines and not any(_engine_fits(bound, runtime) for bound in model.requires.engines):
+    if model.requires.engines and not any(
+        _engine_fits(bound, runtime.engine, runtime.version) for bound in model.requires.engines
+    ):
         wanted = " or ".join(model.requires.engines)
         return f"{model.key} needs {wanted}, not {runtime.engine} {runtime.version}"
     tasks = TASKS[runtime.engine]
@@ -55,14 +58,16 @@ def _of_machine(runtime: RuntimeSpec, model: ModelSpec, hardware: Hardware) -> s
     return f"{model.key} {lacking}" if lacking else ""
 
 
-def _engine_fits(bound: str, runtime: RuntimeSpec) -> bool:
+@lru_cache(maxsize=256)
+def _engine_fits(bound: str, engine: EngineName, version: str) -> bool:
+    """Whether a version is within a bound: the models of a network, and the nodes of a fleet, ask the same things."""
     from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415 - 16 ms, for models with a bound
     from packaging.version import InvalidVersion, Version  # noqa: PLC0415 - as above
 
     name = re.match(r"[a-z]*", bound).group()  # type: ignore[union-attr]
-    if name != runtime.engine:
+    if name != engine:
         return False
     try:
-        return Version(runtime.version) in SpecifierSet(bound[len(name) :], prereleases=True)
+        return Version(version) in SpecifierSet(bound[len(name) :], prereleases=True)
     except (InvalidSpecifier, InvalidVersion):
         return False
