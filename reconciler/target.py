@@ -49,7 +49,7 @@ class Choice:
     assigned: bool
     """Whether an assignment of the snapshot matches this node."""
     unfit: frozenset[str] = frozenset()
-    """Manifests of those in `serve` that this machine can never run: they are not fetched."""
+    """Manifests of those in `serve` that are not here and that this machine can never run: they are not fetched."""
 
 
 class _NotPossibleError(Exception):
@@ -82,8 +82,9 @@ def choose(desired: Desired, observed: Observed, node: NodeConfig, now: datetime
     serve = _served(desired.document, assignment)
     choice = _follow(desired.document, assignment, serve, observed, node, now, trace)
     runtime = _runtime(desired.document, assignment)
-    unfit = (spec.manifest.digest for spec in serve if misfit(runtime, spec, state.hardware))
-    return replace(choice, unfit=choice.unfit.union(unfit))
+    absent = (spec for spec in serve if not _has(observed, spec.manifest.digest))
+    unfit = frozenset(spec.manifest.digest for spec in absent if misfit(runtime, spec, state.hardware))
+    return replace(choice, unfit=choice.unfit | unfit) if unfit else choice
 
 
 def _follow(
@@ -349,7 +350,12 @@ def has_way_back(document: SnapshotDocument, observed: Observed, target: Serving
 
 def is_stored(target: ServingTarget, observed: Observed) -> bool:
     """What was good before the last known good is gone back to only as long as nobody has removed it."""
-    seen = observed.state.models.get(target.manifest)
+    return _has(observed, target.manifest)
+
+
+def _has(observed: Observed, manifest: str) -> bool:
+    """Whether a model is in the store."""
+    seen = observed.state.models.get(manifest)
     return isinstance(seen, Present) and isinstance(seen.value, StoredModel)
 
 

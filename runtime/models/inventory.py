@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +14,6 @@ from schemas.digests import short
 from schemas.observation import ArchivedModel, PartialModel, StoredModel
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping, Sequence
 
     from runtime.interfaces import Model
@@ -52,10 +52,11 @@ def _visible(rooms: Rooms) -> Iterator[StoredModel]:
     folders are only gone through for what is not where it should be.
     """
     astray: list[str] = []
+    root = os.fspath(rooms.layout.root)
     for digest in rooms.stamps.named():
         stamp = rooms.stamps.load(digest)
         try:
-            files = tree(f"{rooms.layout.root}/{folder_name(stamp.name, stamp.version, digest)}") if stamp else None
+            files = tree(f"{root}/{folder_name(stamp.name, stamp.version, digest)}") if stamp else None
         except (FileNotFoundError, NotADirectoryError):
             files = None
         if stamp is None or files is None:

@@ -71,6 +71,7 @@ class Stamps:
 
     def __init__(self, layout: Layout, files: Files) -> None:
         self._layout = layout
+        self._stamps = f"{layout.root}/stamps/"
         self._files = files
         self._read: dict[str, tuple[tuple[int, ...], Stamp]] = {}
 
@@ -86,7 +87,7 @@ class Stamps:
         """
         # A daemon reads a hundred stamps at every look, of which none has changed: a stat says so in a tenth of the
         # time. It is taken before the reading, so that a stamp that is replaced meanwhile is read again.
-        seen = _identity(f"{self._layout.root}/stamps/{hex_of(digest)}.json")
+        seen = _identity(f"{self._stamps}{hex_of(digest)}.json")
         known = self._read.get(digest)
         if known is not None and known[0] == seen:
             return known[1]
