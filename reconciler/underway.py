@@ -46,7 +46,6 @@ _LONG: Final = (
 )
 """What may take more than moments. What is done at once is published with whatever comes after it."""
 
-
 _ROUTE: Final = RouteFront.model_fields["kind"].default
 
 
@@ -139,9 +138,7 @@ class Underway:
         carried = self._carried
         if carried is None or carried.status.serving is None or not isinstance(action, StopInstance):
             return
-        routed = any(
-            step.kind == RouteFront.model_fields["kind"].default for step in carried.plan.steps if step.state == "done"
-        )
+        routed = any(step.kind == _ROUTE for step in carried.plan.steps if step.state == "done")
         if action.instance != carried.status.serving.instance or routed:
             return
         now = carried.status.updated_at if self._clock is None else self._clock.now().replace(microsecond=0)

@@ -20,21 +20,14 @@ from schemas.errors import StateLocked
 from tests.desired_state import network
 from tests.desired_state.network import Repository, snapshot_text
 from tests.support.disks import small_disk
+from tests.support.front import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 PATIENCE = 60.0
 YEARS = 3650.0
-
-
-def eventually(check: Callable[[], bool], what: str) -> None:
-    """Look until it is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not check():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture

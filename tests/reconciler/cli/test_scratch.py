@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from reconciler.cli.scratch import PREFIX, abandoned, scratch
+from tests.support.front import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
     from tests.support.operators import Operator
 
 PATIENCE = 120.0
-
-
-def eventually(check: Callable[[], object], what: str) -> None:
-    """Look until it is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not check():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
 
 
 def engines(folder: Path) -> list[int]:
@@ -60,14 +52,14 @@ def test_a_recording_that_is_killed(
     line += ["--model-path", str(data), "--threads", "1", "--repo", str(operator.root)]
     env = {**os.environ, "TMPDIR": str(place)}
     with subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        eventually(lambda: engines(place) or process.poll() is not None, "its engine runs")
+        eventually(lambda: bool(engines(place)) or process.poll() is not None, "its engine runs", seconds=PATIENCE)
         (engine,) = engines(place)
         process.send_signal(number)
         assert process.wait(PATIENCE) != 0
     if number == signal.SIGKILL:
         assert Path(f"/proc/{engine}").exists(), "nobody could stop it"
         subprocess.run(line, env=env, check=True, capture_output=True, timeout=PATIENCE)
-    eventually(lambda: not Path(f"/proc/{engine}").exists(), "the engine is gone")
+    eventually(lambda: not Path(f"/proc/{engine}").exists(), "the engine is gone", seconds=PATIENCE)
     assert list(place.iterdir()) == []
     assert mounts(place) == []
 
